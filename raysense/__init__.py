@@ -1,0 +1,44 @@
+"""raysense: scans of the sensitivity geometry of image classifiers, on Ray, into Arrow, queried with DuckDB."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raysense.errors import RaysenseError, SampleError, ScanFailed, UsageError
+
+if TYPE_CHECKING:
+    from raysense.api import Status, resume, scan, status
+    from raysense.engine.run import Outcome
+    from raysense.options import RunOptions
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "scan": "raysense.api",
+    "resume": "raysense.api",
+    "status": "raysense.api",
+    "Status": "raysense.api",
+    "Outcome": "raysense.engine.run",
+    "RunOptions": "raysense.options",
+}
+
+__all__ = [
+    "Outcome",
+    "RaysenseError",
+    "RunOptions",
+    "SampleError",
+    "ScanFailed",
+    "Status",
+    "UsageError",
+    "resume",
+    "scan",
+    "status",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `raysense --help` does not wait for torch and ray."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'raysense' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,1 @@
+"""Ray actors, dispatch, retry and resume; the store of committed Arrow files."""

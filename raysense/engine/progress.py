@@ -1,0 +1,107 @@
+"""The live progress line of a scan: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.progress import Task
+from rich.text import Text
+
+from raysense.scans.base import Unit
+
+_LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Shows samples done, rate, time left, workers and failures on standard error; nothing when quiet.
+
+    Used as a context manager around a run. Counts start at what earlier runs committed; the rate is of this run only.
+    """
+
+    def __init__(self, total: int, done: int, quiet: bool = False, noun: str = "samples") -> None:
+        self._total = total
+        self._before = self._done = done
+        self._failed = 0
+        self._ready = self._requested = 0
+        self._noun = noun
+        self._quiet = quiet
+        self._began = self._last_line = time.monotonic()
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            _Counts(self),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=False,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("scan", total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        """Begin to show."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop showing, with a last line where there is no bar."""
+        self._bar.stop()
+        if self._bar.disable:
+            self._console.print(self.line(), soft_wrap=True)
+
+    def done(self, unit: Unit) -> None:
+        """A unit is committed."""
+        self._done += unit.size
+        self._refresh()
+
+    def failed(self, unit: Unit, message: str) -> None:
+        """A unit is given up on."""
+        self._failed += 1
+        self.note(f"unit {unit.id} failed for good: {message}")
+        self._refresh()
+
+    def workers(self, ready: int, requested: int) -> None:
+        """How many workers are ready, of how many requested."""
+        self._ready, self._requested = ready, requested
+        self._refresh()
+
+    def note(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(message, style="yellow", soft_wrap=True, markup=False)
+
+    def line(self) -> str:
+        """The counts as one line of text."""
+        elapsed = time.monotonic() - self._began
+        rate = (self._done - self._before) / elapsed if elapsed > 0 else 0.0
+        left = f"{_clock((self._total - self._done) / rate)} left" if rate > 0 else "- left"
+        text = f"{self._done}/{self._total} {self._noun}  {rate:.3g}/s  {left}  workers {self._ready}/{self._requested}"
+        return text + (f"  {self._failed} units failed" if self._failed else "")
+
+    def _refresh(self) -> None:
+        self._bar.update(self._task, completed=self._done)
+        now = time.monotonic()
+        if self._bar.disable and not self._quiet and now - self._last_line > _LINE_SECONDS:
+            self._last_line = now
+            self._console.print(self.line(), soft_wrap=True)
+
+
+class _Counts(ProgressColumn):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        return Text(self._progress.line())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,123 @@
+"""Starting and joining Ray: quiet, on loopback, with no usage statistics sent anywhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# Before ray is imported: it reads these once.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import psutil
+import ray
+
+from raysense.errors import UsageError
+from raysense.options import RunOptions
+
+_OBJECT_STORE_BYTES = 80 * 2**20  # the smallest Ray takes: rows never travel through it
+_BYTES_PER_CPU_WORKER = 2**30
+_MOST_REQUESTED = 1024
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers to ask Ray for, and what each needs.
+
+    Attributes:
+        workers: Number of actors to request.
+        num_cpus: CPUs of one actor; may be a fraction.
+        num_gpus: GPUs of one actor, 0 or 1.
+        threads: CPU threads of one worker; None leaves torch's choice.
+    """
+
+    workers: int
+    num_cpus: float
+    num_gpus: int
+    threads: int | None
+
+
+@contextmanager
+def cluster(options: RunOptions) -> Iterator[None]:
+    """Ray, started locally or joined at ``address`` (or RAY_ADDRESS); left as it was found.
+
+    Raises:
+        UsageError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address == "local":
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "local":
+            raise
+        raise UsageError(
+            f"address {address!r}: no Ray cluster answers there ({(str(error).splitlines() or ['?'])[0]}); "
+            "start one with `ray start --head`, or leave --address out to run locally"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def place(options: RunOptions, units: int) -> Placement:
+    """Workers to request from the joined cluster: one a GPU where there are GPUs, else one a CPU core.
+
+    Args:
+        options: ``workers`` and ``device``.
+        units: Units left; more workers than that would idle.
+
+    Raises:
+        UsageError: CUDA is asked for on a fixed cluster without GPUs.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    if options.device == "cuda" and not gpus and options.workers != "max":
+        raise UsageError("device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler")
+    use_gpus = options.device == "cuda" or (options.device == "auto" and gpus > 0)
+    if use_gpus:
+        wanted = gpus if options.workers == "auto" else options.workers
+        share = max(1, cpus // gpus) if gpus else 1
+        return Placement(_bounded(wanted, units), share, 1, None)
+    if options.workers == "auto":
+        memory = psutil.virtual_memory().available // _BYTES_PER_CPU_WORKER if len(ray.nodes()) == 1 else cpus
+        wanted = max(1, min(cpus, int(memory)))
+    else:
+        wanted = options.workers
+    workers = _bounded(wanted, units)
+    if options.workers == "max":
+        return Placement(workers, 1, 0, 1)
+    threads = max(1, cpus // workers)
+    return Placement(workers, threads if workers <= cpus else math.floor(1e4 * cpus / workers) / 1e4, 0, threads)
+
+
+def _bounded(wanted: int | str, units: int) -> int:
+    most = _MOST_REQUESTED if wanted == "max" else int(wanted)
+    return max(1, min(most, units))

@@ -1,0 +1,96 @@
+"""One worker: a process that opened a scan and computes its units straight into the store."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from raysense.engine.store import Store
+from raysense.errors import UsageError
+from raysense.options import ComputeOptions
+from raysense.scans import Computer, Prepared, Scan, Unit, get_scan
+from raysense.scans.tables import UNITS
+
+
+def bind_scan(store: Store) -> tuple[Scan, Prepared]:
+    """The scan that a store's scan.json describes, with what its driver prepared."""
+    document = store.document()
+    kind = get_scan(document["kind"])
+    return kind(kind.spec_type.model_validate(document["spec"])), Prepared(
+        listing=store.listing(), facts=document["facts"], unit_size=document["unit_size"]
+    )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a unit: committed, or the error it raised.
+
+    Attributes:
+        committed: Whether the unit is in the store.
+        seconds: Time it took.
+        error: One line, empty if committed.
+        traceback: The remote traceback, empty if committed.
+    """
+
+    committed: bool
+    seconds: float
+    error: str = ""
+    traceback: str = ""
+
+
+class Worker:
+    """Opens the scan of a store in this process and computes units of it. Runs as a Ray actor, or without Ray."""
+
+    def __init__(self, worker_id: str) -> None:
+        self._id = worker_id
+        self._store: Store
+        self._computer: Computer
+
+    def open(self, location: str, options: ComputeOptions) -> str:
+        """Load the model and the listing; returns "" or why that cannot be done."""
+        try:
+            self._store = Store.open(location)
+            scan, prepared = bind_scan(self._store)
+            self._computer = scan.open(prepared, options)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        """Process, node and device, for the driver's bookkeeping."""
+        return {"pid": os.getpid(), "host": socket.gethostname(), "device": self._computer.device}
+
+    def compute(self, unit: Unit, attempt: int, upcoming: Unit | None = None) -> Reply:
+        """Compute and commit one unit; whatever it raises comes back as a reply, so that the process lives on."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        try:
+            tables = self._computer.compute(unit, upcoming)
+            seconds = time.perf_counter() - clock
+            record = {
+                "unit": unit.id,
+                "worker": self._id,
+                "node": socket.gethostname(),
+                "device": self._computer.device,
+                "started": started,
+                "seconds": seconds,
+                "rows": unit.size,
+                "attempt": attempt,
+                "batch_size": self._computer.batch_size,
+            }
+            units = pa.Table.from_pylist([record], schema=UNITS)
+            self._store.commit(unit.id, {**tables, "units": units}, {"attempt": attempt, "worker": self._id})
+        except Exception as error:
+            summary = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            return Reply(False, time.perf_counter() - clock, summary, traceback.format_exc())
+        return Reply(True, seconds)
+
+    def close(self) -> None:
+        """Release what the scan holds."""
+        self._computer.close()

@@ -1,0 +1,1 @@
+"""The mathematics: tensors in, tensors out. No Ray, no files, no global state."""

@@ -1,0 +1,218 @@
+"""The influence measure FI from logits and a Gram matrix of logit gradients (Shu & Zhu 2019, Eq. 3).
+
+With logits z, p = softmax(z), J = dz/dw and G = J^T (diag p - p p^T) J, the influence of f = -log p_y is
+FI = grad f G^+ grad f^T. Because grad f = (p - e_y)^T J, FI is a projection in the space of logit moves t = J h:
+
+    FI = max over h of (grad f h)^2 / (h^T G h) = max over t in range(J) of (E_p[t] - t_y)^2 / Var_p(t)
+       = || projection of phi onto range(J) + constants ||_p^2,    phi_k = 1 - [k = y] / p_y,
+
+which depends on J only through its range. So the rank is decided on the Gram matrix of the gradient differences
+d_k = dz_k - dz_r (r the most probable class), which holds no probabilities: a threshold on the metric G itself would
+drop the directions of improbable classes, and with them the whole influence of a confidently misclassified sample.
+At full rank K - 1, phi lies in the range and FI = (1 - p_y) / p_y in closed form; this is an upper bound in every case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANK_RTOL = 1e-10
+"""Eigenvalues of the difference Gram matrix below this fraction of the largest count as zero."""
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Influence of f = -log p_y for a batch of N samples.
+
+    Attributes:
+        fi: [N] float64, at least 0.
+        upper: [N] float64, (1 - p_y) / p_y.
+        rank: [N] int64, rank of the Fisher metric, 0 to K - 1.
+        move: [N, K] float64, the logit move t = J h that attains FI, up to scale and an additive constant.
+    """
+
+    fi: Tensor
+    upper: Tensor
+    rank: Tensor
+    move: Tensor
+
+
+def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
+    """(1 - p_y) / p_y without the subtraction, which loses every digit of a confident sample.
+
+    Args:
+        logits: [N, K] float64.
+        classes: [N] int64, the class y of each sample.
+
+    Returns:
+        [N] float64; infinite where it exceeds the range of float64.
+    """
+    chosen = logits.gather(1, classes[:, None])
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return torch.exp(torch.logsumexp(others - chosen, dim=1))
+
+
+def difference_gram(gradients: Tensor, reference: Tensor) -> Tensor:
+    """Gram matrix of d_k = g_k - g_r, accumulated in float64.
+
+    Subtracting the gradient of the most probable class r first keeps the digits that the Fisher metric of a confident
+    sample, whose gradients nearly cancel, would lose.
+
+    Args:
+        gradients: [N, K, P] logit gradients g_k = dz_k / dw, any floating dtype.
+        reference: [N] int64, the class r of each sample.
+
+    Returns:
+        [N, K, K] float64; row and column r are zero.
+    """
+    samples, classes, size = gradients.shape
+    gram = gradients.new_zeros((samples, classes, classes), dtype=torch.float64)
+    rows = reference[:, None, None]
+    for start in range(0, size, _BLOCK):
+        block = gradients[:, :, start : start + _BLOCK].double()
+        block = block - block.gather(1, rows.expand(-1, 1, block.shape[2]))
+        gram.baddbmm_(block, block.transpose(1, 2))
+    return gram
+
+
+def influence(logits: Tensor, gram: Tensor, classes: Tensor, rtol: float = RANK_RTOL) -> Influence:
+    """FI of f = -log p_y, Eq. (3), from the difference Gram matrix.
+
+    Args:
+        logits: [N, K] float64.
+        gram: [N, K, K] float64 of :func:`difference_gram` with the most probable class as reference.
+        classes: [N] int64, the class y of each sample.
+        rtol: Relative threshold on the eigenvalues of ``gram`` below which a direction does not exist.
+
+    Returns:
+        The influence; invariant under invertible linear maps of the perturbation, Theorem 1.
+    """
+    samples, count = logits.shape
+    upper = odds_against(logits, classes)
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    largest = eigenvalues[:, -1:].clamp_min(0)
+    rank = (eigenvalues > rtol * largest).sum(1)
+    fi = upper.clone()
+    move = torch.nn.functional.one_hot(classes, count).to(torch.float64)
+    # The ranks of a batch are few, and full rank, the usual one, is closed form.
+    for value in rank.unique().tolist():
+        if value == count - 1:
+            continue
+        chosen = (rank == value).nonzero().squeeze(1)
+        if value == 0:
+            fi[chosen], move[chosen] = 0.0, 0.0
+            continue
+        basis = eigenvectors[chosen][:, :, count - value :]
+        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen])
+    return Influence(torch.minimum(fi, upper), upper, rank, move)
+
+
+def _project(logits: Tensor, basis: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared norm of the projection of phi onto span(basis) + constants in L2(p), and the projection.
+
+    The weights span hundreds of orders of magnitude, so the basis is first brought by Gaussian elimination with row
+    pivoting, which treats rows of any scale alike, to a well-conditioned trapezoidal one.
+
+    Args:
+        logits: [N, K].
+        basis: [N, K, q] with q < K - 1, zero in the row of the most probable class.
+        classes: [N].
+
+    Returns:
+        [N] and [N, K], both float64.
+    """
+    logs = torch.log_softmax(logits, dim=1)
+    weights = torch.exp(0.5 * logs)
+    reference = logits.argmax(1)
+    basis = basis.scatter(1, reference[:, None, None].expand(-1, 1, basis.shape[2]), 0.0)
+    weighted = weights[:, :, None] * torch.cat((torch.ones_like(basis[:, :, :1]), basis), dim=2)
+    permutation, lower, _ = torch.linalg.lu(weighted)
+    triangle = torch.linalg.qr(lower, mode="r").R
+    rows = torch.linalg.solve_triangular(triangle, permutation @ lower, upper=True, left=False)
+    # Orthonormal columns; the first is the constants' sqrt(p), to which phi and all the others are orthogonal.
+    rows = rows[:, :, 1:]
+    index = classes[:, None, None].expand(-1, 1, rows.shape[2])
+    chosen_weight = weights.gather(1, classes[:, None])
+    direct = rows.gather(1, index).squeeze(1) / chosen_weight
+    # Where p_y is near 1 its own row is a difference that has lost its digits; the other rows give the same sum.
+    others = torch.einsum("nk,nkq->nq", weights.scatter(1, classes[:, None], 0.0), rows) / -(chosen_weight**2)
+    coordinates = torch.where(chosen_weight**2 > 0.5, others, direct)
+    move = torch.einsum("nkq,nq->nk", rows / weights.clamp_min(torch.finfo(torch.float64).tiny)[:, :, None], coordinates)
+    return (coordinates**2).sum(1), move
+
+
+def attained(logits: Tensor, move: Tensor, classes: Tensor) -> Tensor:
+    """(E_p[t] - t_y)^2 / Var_p(t): the influence along one direction h with t = J h, a lower bound of FI.
+
+    Args:
+        logits: [N, K] float64.
+        move: [N, K] float64, t; an additive constant and the scale do not matter.
+        classes: [N] int64.
+
+    Returns:
+        [N] float64; 0 where t is constant.
+    """
+    probabilities = torch.softmax(logits, dim=1)
+    reference = logits.argmax(1)[:, None]
+    shifted = move - move.gather(1, reference)
+    scale = shifted.abs().amax(1, keepdim=True)
+    shifted = shifted / torch.where(scale > 0, scale, 1.0)
+    others = probabilities.scatter(1, reference, 0.0)
+    mean = (others * shifted).sum(1, keepdim=True)
+    variance = (others * (shifted - mean) ** 2).sum(1) + (probabilities.gather(1, reference) * mean**2).squeeze(1)
+    from_chosen = move - move.gather(1, classes[:, None])
+    from_chosen = from_chosen / torch.where(scale > 0, scale, 1.0)
+    slope = (probabilities.scatter(1, classes[:, None], 0.0) * from_chosen).sum(1)
+    return torch.where(variance > 0, slope**2 / torch.where(variance > 0, variance, 1.0), 0.0)
+
+
+def gradient_norm(logits: Tensor, gram: Tensor, classes: Tensor) -> Tensor:
+    """Norm of df/dw for f = -log p_y: the Jacobian norm, Eq. (4).
+
+    Args:
+        logits: [N, K] float64.
+        gram: [N, K, K] float64 of :func:`difference_gram` with the most probable class as reference.
+        classes: [N] int64.
+
+    Returns:
+        [N] float64, at least 0, in units of 1 / w.
+    """
+    # The reference's own coefficient multiplies a zero row, so no coefficient is a difference of near-equal numbers.
+    coefficients = torch.softmax(logits, dim=1)
+    coefficients = coefficients.scatter_add(1, classes[:, None], coefficients.new_full((len(classes), 1), -1.0))
+    return torch.einsum("nk,nkl,nl->n", coefficients, gram, coefficients).clamp_min(0).sqrt()
+
+
+def published_influence(logits: Tensor, gram: Tensor, classes: Tensor, epsilon: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """FI with the thresholds of the authors' published code, to compare with their tables.
+
+    ``epsilon`` is added to sqrt(p) and to p_y, and singular values of L0 up to it are dropped; this breaks the
+    invariance of Theorem 1 and the bound (1 - p_y) / p_y.
+
+    Args:
+        logits: [N, K] float64.
+        gram: [N, K, K] float64 of :func:`difference_gram`.
+        classes: [N] int64.
+        epsilon: The authors' constant.
+
+    Returns:
+        FI [N] float64 and rank [N] int64.
+    """
+    probabilities = torch.softmax(logits, dim=1)
+    # dp_k = p_k (d_k - sum_j p_j d_j): the Gram matrix of the probabilities' gradients.
+    transform = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
+    gram_p = transform @ gram @ transform
+    scale = 1 / (probabilities.sqrt() + epsilon)
+    metric = scale[:, :, None] * gram_p * scale[:, None, :]
+    eigenvalues, eigenvectors = torch.linalg.eigh(metric)
+    kept = eigenvalues.clamp_min(0).sqrt() > epsilon
+    chosen = classes[:, None]
+    row = gram_p.gather(1, chosen[:, :, None].expand(-1, 1, gram_p.shape[2])).squeeze(1) * scale
+    slopes = torch.einsum("nk,nki->ni", row, eigenvectors) / (probabilities.gather(1, chosen) + epsilon)
+    terms = torch.where(kept, slopes / torch.where(kept, eigenvalues, 1.0), 0.0)
+    return (terms**2).sum(1), kept.sum(1)

@@ -1,0 +1,288 @@
+"""FI of the input: exactly from K backward passes, or certified in an interval from few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from raysense.measures.fisher import (
+    attained,
+    difference_gram,
+    gradient_norm,
+    influence,
+    odds_against,
+    published_influence,
+)
+from raysense.measures.gradients import Model, forward_with_graph, input_gradients, jacobian_product
+
+GRADIENT_BYTES = 2**29
+"""Default bound on the bytes of logit gradients held at once."""
+
+_UPPER_RTOL = 1e-12  # below the exact rank threshold, so that the coarse metric's bound errs upwards
+_DROPPED_SHARE = 0.5  # start where the dropped probability is this fraction of tolerance x min(p_y, 1 - p_y)
+
+
+@dataclass(frozen=True)
+class InputInfluence:
+    """FI of the input for N samples; all [N].
+
+    Attributes:
+        fi: float64; the middle of the interval for a certified one; NaN where only the bound is known.
+        lower: float64.
+        upper: float64.
+        rank: int64, rank of the Fisher metric; -1 where it is not known.
+        n_backward: int64, backward passes spent on the sample.
+        jacobian_norm: float64, ||df/dx||, in 1 / pixel value; NaN where it is not known.
+        logits: [N, K] float64. A sample whose logits or gradients are not finite has NaN in the other fields.
+    """
+
+    fi: Tensor
+    lower: Tensor
+    upper: Tensor
+    rank: Tensor
+    n_backward: Tensor
+    jacobian_norm: Tensor
+    logits: Tensor
+
+
+def bound_influence(model: Model, images: Tensor, classes: Tensor | None = None) -> InputInfluence:
+    """The bound FI <= (1 - p_y) / p_y, from a forward pass only.
+
+    Args:
+        model: Maps images to logits [N, K], sample by sample, with no randomness.
+        images: [N, C, H, W].
+        classes: [N] int64, the class y of each sample; None takes the predicted one.
+    """
+    with torch.no_grad():
+        logits = model(images).double()
+    return _bound(logits, logits.argmax(1) if classes is None else classes)
+
+
+def _bound(logits: Tensor, classes: Tensor) -> InputInfluence:
+    upper = odds_against(logits, classes)
+    unknown = torch.full_like(upper, torch.nan)
+    none = torch.zeros_like(classes)
+    return InputInfluence(unknown, torch.zeros_like(upper), upper, none - 1, none, unknown.clone(), logits)
+
+
+def exact_influence(
+    model: Model,
+    images: Tensor,
+    classes: Tensor | None = None,
+    rank_rule: str = "invariant",
+    gradient_bytes: int = GRADIENT_BYTES,
+) -> InputInfluence:
+    """FI of f = -log p_y with respect to the input, from K backward passes.
+
+    Args:
+        model: Maps images to logits [N, K], sample by sample, with no randomness.
+        images: [N, C, H, W].
+        classes: [N] int64, the class y of each sample; None takes the predicted one.
+        rank_rule: ``invariant`` (relative threshold) or ``published`` (the authors' absolute thresholds).
+        gradient_bytes: Bound on the logit gradients held at once; the batch is split to keep it.
+    """
+    with torch.no_grad():
+        count = model(images[:1]).shape[1]
+    everything = torch.arange(len(images), device=images.device)
+    parts = [
+        _exact(model, images[chunk], None if classes is None else classes[chunk], rank_rule)
+        for chunk in _chunks(everything, count * _image_bytes(images), gradient_bytes)
+    ]
+    return InputInfluence(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(InputInfluence)))
+
+
+def _exact(model: Model, images: Tensor, classes: Tensor | None, rank_rule: str = "invariant") -> InputInfluence:
+    raw, inputs = forward_with_graph(model, images)
+    logits = raw.detach().double()
+    classes = logits.argmax(1) if classes is None else classes
+    count = logits.shape[1]
+    identity = torch.eye(count, dtype=raw.dtype, device=raw.device)
+    gradients = input_gradients(raw, inputs, [row.expand_as(raw) for row in identity])
+    gram = difference_gram(gradients, logits.argmax(1))
+    finite = torch.isfinite(logits).all(1) & torch.isfinite(gram).flatten(1).all(1)
+    safe = torch.where(finite[:, None], logits, 0.0)
+    gram = torch.where(finite[:, None, None], gram, 0.0)
+    upper, norm = odds_against(safe, classes), gradient_norm(safe, gram, classes)
+    if rank_rule == "published":
+        fi, rank = published_influence(safe, gram, classes)
+    else:
+        result = influence(safe, gram, classes)
+        fi, rank = result.fi, result.rank
+    fi, upper, norm = (torch.where(finite, value, torch.nan) for value in (fi, upper, norm))
+    return InputInfluence(fi, fi.clone(), upper, rank, torch.full_like(classes, count), norm, logits)
+
+
+def certified_influence(
+    model: Model,
+    images: Tensor,
+    classes: Tensor | None = None,
+    tolerance: float = 1e-3,
+    gradient_bytes: int = GRADIENT_BYTES,
+) -> InputInfluence:
+    """An interval that contains FI, with (upper - lower) / upper <= tolerance, mostly from far fewer than K passes.
+
+    The m - 1 most probable classes besides y are kept and the others merged into one. The metric of the merged classes
+    is at most the full one, so its FI is an upper bound, and one forward-mode product along its solution h gives a lower
+    one. m doubles until the interval is as narrow as asked for; a sample that needs most classes gets the exact value.
+
+    Args:
+        model: Maps images to logits [N, K], sample by sample, with no randomness.
+        images: [N, C, H, W].
+        classes: [N] int64, the class y of each sample; None takes the predicted one.
+        tolerance: Relative width of the interval, at least the rounding of the model's dtype.
+        gradient_bytes: Bound on the logit gradients held at once; the batch is split to keep it.
+    """
+    with torch.no_grad():
+        logits = model(images).double()
+    classes = logits.argmax(1) if classes is None else classes
+    count = logits.shape[1]
+    order = logits.scatter(1, classes[:, None], torch.inf).argsort(dim=1, descending=True, stable=True)
+    result = _bound(logits, classes)
+    # A sample with logits that are not finite keeps its NaN.
+    levels = torch.where(torch.isfinite(logits).all(1), _first_levels(logits, order, tolerance), 0)
+    image_bytes = _image_bytes(images)
+    held = _HeldGradients(gradient_bytes // image_bytes)
+    while len(active := (levels > 0).nonzero().squeeze(1)):
+        level = int(levels[active].min())
+        chosen = active[levels[active] == level]
+        if level >= count:
+            for chunk in _chunks(chosen, count * image_bytes, gradient_bytes):
+                part = _exact(model, images[chunk], classes[chunk])
+                part.n_backward.add_(result.n_backward[chunk])
+                _assign(result, chunk, part)
+                levels[chunk] = 0
+            continue
+        following = 2 * level if 4 * level < count else count
+        for group in held.split(chosen):
+            for chunk in _chunks(group, (level + 2) * image_bytes, gradient_bytes):
+                earlier = held.take(chunk)
+                gradients = _merged_gradients(model, images[chunk], logits[chunk], order[chunk, :level], earlier)
+                part = _interval(model, images[chunk], logits[chunk], classes[chunk], order[chunk, :level], gradients)
+                part.n_backward.add_(result.n_backward[chunk] - (0 if earlier is None else earlier.shape[1]))
+                _assign(result, chunk, part)
+                done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan()
+                levels[chunk] = torch.where(done, 0, following)
+                if following < count:
+                    held.put(chunk[~done], gradients[~done, :level])
+    return result
+
+
+class _HeldGradients:
+    """Gradients of the classes kept so far, for samples that go on to the next level; within a bound on their number."""
+
+    def __init__(self, capacity: int) -> None:
+        self._rows: dict[int, Tensor] = {}
+        self._room = capacity
+
+    def split(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples that have gradients held, and those that do not."""
+        has = torch.tensor([index in self._rows for index in chosen.tolist()], dtype=torch.bool, device=chosen.device)
+        return chosen[has], chosen[~has]
+
+    def put(self, chosen: Tensor, gradients: Tensor) -> None:
+        """Hold [n, m, P] gradients; those beyond the bound are left to be computed again."""
+        for index, rows in zip(chosen.tolist(), gradients, strict=True):
+            if len(rows) <= self._room:
+                self._room -= len(rows)
+                self._rows[index] = rows.clone()
+
+    def take(self, chosen: Tensor) -> Tensor | None:
+        """The held gradients [n, m, P] of the samples, or None where there are none; no longer held."""
+        rows = [self._rows.pop(index) for index in chosen.tolist() if index in self._rows]
+        self._room += sum(len(row) for row in rows)
+        return torch.stack(rows) if rows else None
+
+
+def _first_levels(logits: Tensor, order: Tensor, tolerance: float) -> Tensor:
+    """How many classes to keep first: so many that the dropped probability is small against min(p_y, 1 - p_y).
+
+    Args:
+        logits: [N, K].
+        order: [N, K], y first, then by falling probability.
+        tolerance: Relative width asked for.
+
+    Returns:
+        [N] int64: a power of 2, or K where nearly all classes are needed.
+    """
+    count = logits.shape[1]
+    probabilities = torch.softmax(logits, dim=1).gather(1, order)
+    remaining = probabilities.flip(1).cumsum(1).flip(1)  # column m: probability of all but the first m
+    small = torch.minimum(probabilities[:, 0], remaining[:, 1])
+    enough = remaining[:, 1:] <= _DROPPED_SHARE * tolerance * small[:, None]
+    needed = torch.where(enough.any(1), enough.long().argmax(1) + 1, count)
+    level = 2 ** torch.ceil(torch.log2(needed.double())).long()
+    return torch.where(2 * level > count, count, level)
+
+
+def _merged_gradients(model: Model, images: Tensor, logits: Tensor, kept: Tensor, earlier: Tensor | None) -> Tensor:
+    """Gradients of the kept logits and, last, of the log-sum-exp of the dropped ones.
+
+    Args:
+        model: Maps images to logits.
+        images: [n, C, H, W].
+        logits: [n, K] float64, of the images.
+        kept: [n, m] int64, the kept classes.
+        earlier: [n, j, P], gradients of the first j kept classes where they are known.
+
+    Returns:
+        [n, m + 1, P].
+    """
+    raw, inputs = forward_with_graph(model, images)
+    new = kept if earlier is None else kept[:, earlier.shape[1] :]
+    one_hot = torch.nn.functional.one_hot(new, logits.shape[1])
+    dropped = torch.softmax(logits.scatter(1, kept, -torch.inf), dim=1)
+    gradients = input_gradients(raw, inputs, [*one_hot.unbind(1), dropped])
+    return gradients if earlier is None else torch.cat((earlier, gradients), dim=1)
+
+
+def _interval(
+    model: Model, images: Tensor, logits: Tensor, classes: Tensor, kept: Tensor, gradients: Tensor
+) -> InputInfluence:
+    """Upper bound from the merged classes, lower bound along the direction that solves their problem."""
+    merged = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1, keepdim=True)
+    coarse = torch.cat((logits.gather(1, kept), merged), dim=1)
+    first = torch.zeros_like(classes)  # y is the first of the kept classes
+    reference = coarse.argmax(1)
+    gram = difference_gram(gradients, reference)
+    finite = torch.isfinite(gram).flatten(1).all(1)
+    gram = torch.where(finite[:, None, None], gram, 0.0)
+    solution = influence(coarse, gram, first, rtol=_UPPER_RTOL)
+    direction = _direction(gradients, gram, solution.move, reference)
+    move = jacobian_product(model, images, direction.view_as(images)).double()
+    rounding = 64 * torch.finfo(gradients.dtype).eps
+    upper = torch.where(solution.rank == kept.shape[1], solution.upper, solution.fi * (1 + rounding))
+    upper = torch.minimum(upper, odds_against(logits, classes))
+    lower = torch.minimum(attained(logits, move, classes) * (1 - rounding), upper)
+    lower, upper = (torch.where(finite, value, torch.nan) for value in (lower, upper))
+    passes = torch.full_like(classes, gradients.shape[1])
+    unknown = torch.full_like(classes, -1)
+    norm = gradient_norm(coarse, gram, first)
+    return InputInfluence(0.5 * (lower + upper), lower, upper, unknown, passes, norm, logits)
+
+
+def _direction(gradients: Tensor, gram: Tensor, move: Tensor, reference: Tensor) -> Tensor:
+    """The shortest h with (g_k - g_r) . h proportional to t_k - t_r, as a unit vector [n, P]."""
+    target = move - move.gather(1, reference[:, None])
+    coefficients = (torch.linalg.pinv(gram, rtol=_UPPER_RTOL, hermitian=True) @ target[:, :, None]).squeeze(2)
+    # h = sum_k a_k (g_k - g_r): the reference takes minus the sum of the other coefficients.
+    balance = coefficients.scatter(1, reference[:, None], 0.0).sum(1, keepdim=True)
+    coefficients = coefficients.scatter(1, reference[:, None], -balance)
+    tiny = torch.finfo(gradients.dtype).tiny
+    coefficients = coefficients / coefficients.abs().amax(1, keepdim=True).clamp_min(tiny)
+    direction = torch.einsum("nm,nmp->np", coefficients.to(gradients.dtype), gradients)
+    return direction / direction.norm(dim=1, keepdim=True).clamp_min(tiny)
+
+
+def _image_bytes(images: Tensor) -> int:
+    return images[0].numel() * images.element_size()
+
+
+def _chunks(indices: Tensor, sample_bytes: int, bound: int) -> tuple[Tensor, ...]:
+    return indices.split(max(1, bound // sample_bytes)) if len(indices) else ()
+
+
+def _assign(result: InputInfluence, index: Tensor, part: InputInfluence) -> None:
+    for field in fields(result):
+        getattr(result, field.name)[index] = getattr(part, field.name)

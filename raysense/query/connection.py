@@ -1,0 +1,259 @@
+"""A DuckDB connection with one view per table over the committed units of one or several scans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from raysense.errors import RaysenseError
+from raysense.query.catalogue import Macro, read_macros
+from raysense.query.sqlerrors import explain
+from raysense.query.tables import ScanTables, open_scans
+
+BATCH_ROWS = 65_536
+_SCANS = pa.schema(
+    [
+        pa.field("scan", pa.string(), metadata={"doc": "name of the scan in this database", "unit": "name"}),
+        pa.field("kind", pa.string(), metadata={"doc": "kind of scan", "unit": "name"}),
+        pa.field("model", pa.string(), metadata={"doc": "model reference", "unit": "reference"}),
+        pa.field("data", pa.string(), metadata={"doc": "data reference", "unit": "reference"}),
+        pa.field("spec", pa.string(), metadata={"doc": "everything that determines the numbers", "unit": "JSON"}),
+        pa.field("created", pa.timestamp("us", tz="UTC"), metadata={"doc": "when the scan was started", "unit": "UTC"}),
+        pa.field("units", pa.int64(), metadata={"doc": "units of work of the whole scan", "unit": "count"}),
+        pa.field("units_done", pa.int64(), metadata={"doc": "units committed so far", "unit": "count"}),
+        pa.field("location", pa.string(), metadata={"doc": "scan directory", "unit": "path or URI"}),
+    ]
+)
+_CLASSES = pa.schema(
+    [
+        pa.field("scan", pa.string(), metadata={"doc": "name of the scan", "unit": "name"}),
+        pa.field("class", pa.int32(), metadata={"doc": "class index, as in label and predicted", "unit": "class index"}),
+        pa.field("name", pa.string(), metadata={"doc": "name of the class", "unit": "name"}),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a view: name, SQL type, documentation, unit."""
+
+    name: str
+    type: str
+    doc: str
+    unit: str
+
+
+class QueryResult:
+    """The rows a statement returns, read once, batch by batch; read it before the next statement is run.
+
+    Attributes:
+        schema: Arrow schema of the rows; without fields for a statement that returns none.
+    """
+
+    def __init__(self, reader: pa.RecordBatchReader | None) -> None:
+        self._reader = reader
+        self.schema: pa.Schema = pa.schema([]) if reader is None else reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `BATCH_ROWS` rows.
+
+        Raises:
+            UsageError: the statement fails on the data (a cast, a division).
+            RaysenseError: a file of the scan cannot be read.
+        """
+        if self._reader is not None:
+            with _explained():
+                yield from self._reader
+
+    def table(self) -> pa.Table:
+        """All rows in memory."""
+        return pa.Table.from_batches(list(self), schema=self.schema)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows as dictionaries."""
+        rows: list[dict[str, Any]] = self.table().to_pylist()
+        return rows
+
+
+class ResultDatabase:
+    """An in-memory DuckDB database over the results of scans.
+
+    It has a view for every table of the scans (column ``scan`` first), the views ``scans`` and ``classes``, and the
+    macros whose tables are there. Views read committed units only, as of the last `refresh`. Nothing is copied:
+    projections and filters are pushed down into the Arrow files. Statements may read the user's own files, to join
+    with; DuckDB extensions are never downloaded, and Python variables cannot be reached.
+
+    Attributes:
+        connection: The DuckDB connection itself, for what this class does not offer.
+        scans: The scans opened.
+        macros: The macros defined.
+    """
+
+    def __init__(self, scans: Sequence[ScanTables]) -> None:
+        self.scans = tuple(scans)
+        self.connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
+        self.connection.execute("SET TimeZone = 'UTC'")
+        self.connection.execute("SET python_enable_replacements = false")
+        self._units: dict[str, list[str]] = {}
+        self.refresh()
+        self._tables = self._create_views()
+        self.macros: list[Macro] = [macro for macro in read_macros() if macro.tables <= self._tables.keys()]
+        for macro in self.macros:
+            self.connection.execute(macro.sql)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def tables(self) -> dict[str, list[Column]]:
+        """Columns of every view, the scans' tables first."""
+        return self._tables
+
+    def committed(self, scan: ScanTables) -> list[str]:
+        """Units of a scan that the views hold now, sorted."""
+        return self._units[scan.name]
+
+    def refresh(self) -> None:
+        """Take in the units committed since; one listing a scan, no file is read."""
+        changed = False
+        for index, scan in enumerate(self.scans):
+            units = list(scan.store.committed())
+            if units == self._units.get(scan.name):
+                continue
+            changed = True
+            self._units[scan.name] = units
+            for table in scan.schemas:
+                self.connection.register(_source(table, index), scan.dataset(table, units))
+        if changed:
+            self.connection.register("_scans", self._scans_table())
+
+    def query(self, sql: str) -> QueryResult:
+        """Run one or several statements, and return the rows of the last.
+
+        Raises:
+            UsageError: SQL error; the message quotes the offending part.
+            RaysenseError: a file of a scan cannot be read.
+        """
+        result = QueryResult(None)
+        with _explained():
+            statements = [statement.query.strip() for statement in self.connection.extract_statements(sql)]
+        for statement in statements:
+            with _explained():
+                result = QueryResult(self._reader(statement))
+        return result
+
+    def _reader(self, statement: str) -> pa.RecordBatchReader | None:
+        # `sql` streams where `execute` would hold the whole result, but only `execute` says where a name is wrong.
+        try:
+            relation = self.connection.sql(statement)
+        except (duckdb.BinderException, duckdb.CatalogException):
+            self.connection.execute(statement)
+            raise
+        return None if relation is None else relation.to_arrow_reader(BATCH_ROWS)
+
+    def _create_views(self) -> dict[str, list[Column]]:
+        docs: dict[str, dict[str, pa.Field]] = {}
+        sources: dict[str, list[str]] = {}
+        for index, scan in enumerate(self.scans):
+            for table, schema in scan.schemas.items():
+                docs.setdefault(table, {"scan": _CLASSES.field("scan")}).update({field.name: field for field in schema})
+                literal = "'" + scan.name.replace("'", "''") + "'"
+                sources.setdefault(table, []).append(f"SELECT {literal} AS scan, * FROM {_quoted(_source(table, index))}")
+        self.connection.register("_classes", self._classes_table())
+        sources["scans"] = ["SELECT * REPLACE (spec::JSON AS spec) FROM _scans"]
+        sources["classes"] = ["SELECT * FROM _classes"]
+        docs["scans"] = {field.name: field for field in _SCANS}
+        docs["classes"] = {field.name: field for field in _CLASSES}
+        for table, selects in sources.items():
+            self.connection.execute(f"CREATE VIEW {_quoted(table)} AS {' UNION ALL BY NAME '.join(selects)}")
+        return {table: self._columns(table, docs[table]) for table in sources}
+
+    def _columns(self, table: str, fields: dict[str, pa.Field]) -> list[Column]:
+        described = self.connection.execute(f"DESCRIBE {_quoted(table)}").fetchall()
+        columns = []
+        for name, kind, *_ in described:
+            metadata = fields[name].metadata or {}
+            columns.append(Column(name, kind, metadata.get(b"doc", b"").decode(), metadata.get(b"unit", b"").decode()))
+        return columns
+
+    def _scans_table(self) -> pa.Table:
+        rows = [
+            {
+                "scan": scan.name,
+                "kind": scan.kind,
+                "model": (scan.document.get("spec") or {}).get("model"),
+                "data": (scan.document.get("spec") or {}).get("data"),
+                "spec": json.dumps(scan.document.get("spec")),
+                "created": _time(scan),
+                "units": scan.document.get("units"),
+                "units_done": len(self._units[scan.name]),
+                "location": scan.store.location,
+            }
+            for scan in self.scans
+        ]
+        return pa.Table.from_pylist(rows, schema=_SCANS)
+
+    def _classes_table(self) -> pa.Table:
+        rows = [
+            {"scan": scan.name, "class": index, "name": name}
+            for scan in self.scans
+            for index, name in enumerate(scan.class_names or ())
+        ]
+        return pa.Table.from_pylist(rows, schema=_CLASSES)
+
+
+def open_results(locations: Sequence[str | PathLike[str]]) -> ResultDatabase:
+    """Open the results of one or several scans, finished or not, local or on an object store.
+
+    Scans whose directories have the same name get the end of their path that tells them apart as their name.
+
+    Raises:
+        UsageError: a directory holds no scan, is given twice, or was written by another version.
+    """
+    return ResultDatabase(open_scans(locations))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise explain(error) from error
+    except RuntimeError as error:
+        # The client reports Ctrl-C during a statement as a bare RuntimeError.
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _source(table: str, index: int) -> str:
+    return f"_{table}_{index}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _time(scan: ScanTables) -> datetime | None:
+    created = scan.document.get("created")
+    if created is None:
+        return None
+    try:
+        return datetime.fromisoformat(created)
+    except ValueError as error:
+        raise RaysenseError(f"{scan.store.location}/scan.json: created {created!r} is not an ISO time") from error

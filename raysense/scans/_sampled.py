@@ -1,0 +1,223 @@
+"""What scans over the samples of a data set share: preparing them, and opening model and loader in a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raysense.datasets import DataSource, Listing, open_data
+from raysense.errors import SampleError, UsageError
+from raysense.loading import SampleDecoder, SampleLoader, as_float
+from raysense.models import LoadedModel, load_model
+from raysense.options import ComputeOptions
+from raysense.preprocessing import Preprocessing
+from raysense.scans.base import Prepared
+from raysense.scans.sampled import SampledSpec
+
+_PROBED = 4
+_LARGEST_UNIT = 256
+_SMALLEST_PLAN = 64
+_PASSES_PER_UNIT = 16384
+
+
+def prepare_samples(spec: SampledSpec, options: ComputeOptions, passes_per_sample: Callable[[int], int]) -> Prepared:
+    """List the data, open the model, and check that they fit, before anything is computed.
+
+    Args:
+        spec: Names the model and the data.
+        options: The device to probe on is always the CPU.
+        passes_per_sample: Rough cost of one sample in passes, from the number of classes; sizes the units.
+
+    Raises:
+        UsageError: one sentence on what does not fit.
+    """
+    model = load_model(spec.model)
+    source = open_data(spec.data, spec.split)
+    listing = source.list()
+    table = _limited(listing.table, spec.limit)
+    preprocessing = source.preprocessing or model.preprocessing
+    shape, classes = _probe(spec, model, source, table, preprocessing)
+    _check_labels(spec, table, classes)
+    return Prepared(
+        listing=table,
+        facts={
+            "model": {
+                "reference": spec.model,
+                "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+                "n_classes": classes,
+                "classes": None if model.classes is None else list(model.classes),
+                "input_shape": list(shape),
+                "normalisation": model.normalisation,
+            },
+            "data": {
+                "reference": spec.data,
+                "n_samples": table.num_rows,
+                "splits": {entry["values"]: entry["counts"] for entry in table["split"].value_counts().to_pylist()},
+                "classes": None if listing.classes is None else list(listing.classes),
+            },
+            "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
+            "fingerprints": _fingerprints(model, listing),
+        },
+        unit_size=spec.unit_size or _unit_size(table.num_rows, passes_per_sample(classes)),
+    )
+
+
+def current_fingerprints(spec: SampledSpec) -> dict[str, str]:
+    """Fingerprints of the model and the data that the spec names, as they are now."""
+    return _fingerprints(load_model(spec.model), open_data(spec.data, spec.split).list())
+
+
+def open_samples(spec: SampledSpec, prepared: Prepared, options: ComputeOptions) -> tuple[LoadedModel, SampleLoader, str]:
+    """Model on the device and a loader of the listed samples, in a worker's process.
+
+    Raises:
+        UsageError: the model is not the one the scan was started with.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    model = load_model(spec.model, device)
+    expected = prepared.facts["fingerprints"]["model"]
+    if model.fingerprint != expected:
+        raise UsageError(
+            f"model {spec.model!r} has fingerprint {model.fingerprint[:12]} here, the scan was started with {expected[:12]}; "
+            "make the same weights visible on every machine"
+        )
+    facts = prepared.facts["preprocessing"]
+    decoder = SampleDecoder(
+        open_data(spec.data, spec.split).reader(prepared.listing),
+        None if facts is None else Preprocessing.from_dict(facts),
+        tuple(prepared.facts["model"]["input_shape"]),
+    )
+    return model, SampleLoader(decoder, options.loaders), device
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` as what this process has."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda' asked for, but PyTorch sees no CUDA device here; use --device cpu or auto")
+    return device
+
+
+def _fingerprints(model: LoadedModel, listing: Listing) -> dict[str, str]:
+    return {"model": model.fingerprint, "data": listing.fingerprint}
+
+
+def _limited(table: pa.Table, limit: int | None) -> pa.Table:
+    """At most ``limit`` samples of every split, evenly spaced, since many data sets are sorted by class."""
+    if limit is None:
+        return table
+    splits = table["split"].to_numpy(zero_copy_only=False)
+    chosen = []
+    for split in dict.fromkeys(splits.tolist()):
+        rows = np.flatnonzero(splits == split)
+        chosen.append(rows[np.arange(min(limit, len(rows))) * len(rows) // min(limit, len(rows))])
+    return table.take(pa.array(np.concatenate(chosen))).combine_chunks()
+
+
+def _unit_size(samples: int, passes: int) -> int:
+    """At least 64 units where the data allow, at most 256 samples and about 16,384 passes in each."""
+    return max(1, min(_LARGEST_UNIT, samples // _SMALLEST_PLAN, _PASSES_PER_UNIT // max(1, passes)))
+
+
+def _check_labels(spec: SampledSpec, table: pa.Table, classes: int) -> None:
+    labels = table["label"].to_numpy()
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise UsageError(
+            f"data {spec.data!r}: label {labels[wrong[0]]} of sample {table['sample_id'][int(wrong[0])].as_py()!r} is out of "
+            f"range ({len(wrong)} such samples); the model {spec.model!r} has classes 0 to {classes - 1}"
+        )
+
+
+def _probe(
+    spec: SampledSpec, model: LoadedModel, source: DataSource, table: pa.Table, preprocessing: Preprocessing | None
+) -> tuple[tuple[int, ...], int]:
+    """Run the first readable samples; returns the image shape and the number of classes."""
+    decoder = SampleDecoder(source.reader(table), preprocessing, None)
+    images, names = _first_images(spec, decoder, table)
+    if len({image.shape for image in images}) > 1:
+        raise UsageError(
+            f"data {spec.data!r}: images differ in size ({' and '.join(str(list(image.shape)) for image in images[:2])}); "
+            "add ?resize=256&crop=224 (as the model wants it) to the data reference"
+        )
+    batch = as_float(torch.stack(images), "cpu")
+    try:
+        with torch.no_grad():
+            output = model.module(batch)
+            again = model.module(batch)
+            alone = model.module(batch[:1])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"model {spec.model!r} does not take the images of data {spec.data!r}, {list(batch.shape)}: "
+            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    _check_output(spec, output, again, alone, names)
+    return tuple(batch.shape[1:]), output.shape[1]
+
+
+def _first_images(spec: SampledSpec, decoder: SampleDecoder, table: pa.Table) -> tuple[list[torch.Tensor], list[str]]:
+    images: list[torch.Tensor] = []
+    names: list[str] = []
+    first_error: SampleError | None = None
+    for row in range(min(table.num_rows, 16 * _PROBED)):
+        try:
+            images.append(decoder.decode(row))
+            names.append(table["sample_id"][row].as_py())
+        except SampleError as error:
+            first_error = first_error or error
+        if len(images) == _PROBED:
+            break
+    if not images:
+        raise UsageError(f"data {spec.data!r}: none of the first samples can be read ({first_error}); check the files")
+    return images, names
+
+
+def _check_output(spec: SampledSpec, output: Any, again: torch.Tensor, alone: torch.Tensor, names: list[str]) -> None:
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != len(names) or output.shape[1] < 2:
+        what = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UsageError(
+            f"model {spec.model!r} returns {what} for {len(names)} images; it must return logits [N, K] with K of at least 2"
+        )
+    for name, row in zip(names, output, strict=True):
+        if not torch.isfinite(row).all():
+            raise UsageError(
+                f"model {spec.model!r} gives logits that are not finite for sample {name!r}; check its weights and the pixel range"
+            )
+    scale = float(output.abs().max()) or 1.0
+    for other, why in (
+        (float((output - again).abs().max()), "gives different logits for the same images (is a random layer left on?)"),
+        (float((output[:1] - alone).abs().max()), "gives logits that depend on the other images of the batch"),
+    ):
+        if other > 1e-3 * scale:
+            raise UsageError(f"model {spec.model!r} {why}; results would depend on chance or batch size")
+
+
+def samples_table(prepared: Prepared, start: int, stop: int, scores: dict[int, tuple[int, float, float]],
+                  errors: dict[int, str]) -> pa.Table:
+    """Rows of table ``samples`` for rows ``start`` to ``stop`` of the listing.
+
+    Args:
+        prepared: Holds the listing.
+        start: First row.
+        stop: Last row, exclusive.
+        scores: Predicted class, p of the label and p of the predicted class, by row.
+        errors: Messages of the samples that failed, by row.
+    """
+    from raysense.scans.tables import SAMPLES
+
+    listed = prepared.listing.slice(start, stop - start)
+    rows = range(start, stop)
+    columns = [listed["sample_id"], listed["split"], listed["label"]]
+    for index, kind in enumerate((pa.int32(), pa.float64(), pa.float64())):
+        columns.append(pa.array([scores[row][index] if row in scores else None for row in rows], kind))
+    columns.append(pa.array([errors.get(row) for row in rows], pa.string()))
+    return pa.table(columns, schema=SAMPLES)
+
+

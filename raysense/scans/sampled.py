@@ -1,0 +1,27 @@
+"""The part of a spec that every scan over the samples of a data set shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from raysense.scans.base import ScanSpec
+
+
+class SampledSpec(ScanSpec):
+    """A model, and the samples of a data set."""
+
+    model: str = Field(description="model reference, e.g. digits, torchvision:resnet50?weights=DEFAULT, file.py:factory")
+    data: str = Field(description="data reference, e.g. digits, folder:/path, npz:file.npz?x=x&y=y, parquet:/path")
+    split: tuple[str, ...] = Field((), description="splits to scan, separated by commas; none takes the data's default")
+    limit: int | None = Field(None, ge=1, description="only the first N samples of every split")
+    unit_size: int | None = Field(None, ge=1, description="samples per unit of work; none chooses by size and cost")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
