@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 from raysense.digits import DIGIT_CLASSES, trained_digits
 from raysense.networks import ExportedModel, Normalize, check_exported, first_line, load_checkpoint
@@ -79,11 +78,13 @@ def load_model(reference: str, device: str | torch.device = "cpu") -> LoadedMode
     """
     parsed = parse_reference(reference, "model")
     with _fixed_random_state():
-        network = _load_exported(parsed, device) if parsed.scheme == "pt2" else _BUILDERS[parsed.scheme](parsed)
-    module = network.module.eval().requires_grad_(False)
+        network = _BUILDERS[parsed.scheme](parsed)
     fingerprint = _fingerprint(parsed, network)
     try:
-        module = module.to(device)
+        for part in network.module.modules():
+            if isinstance(part, ExportedModel):
+                part.place(device)
+        module = network.module.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:
         raise parsed.error(f"cannot be put on device {device} ({first_line(error)}); choose another device") from error
     constants = module.constants if isinstance(module, Normalize) else None
@@ -181,8 +182,8 @@ def _load_factory(reference: Reference) -> _Network:
     return _Network(module, preprocessing, names, factory_source(factory))
 
 
-def _load_exported(reference: Reference, device: str | torch.device) -> _Network:
-    """Load a torch.export program; its graph may name devices, so it is moved as a program, not as a module."""
+def _load_exported(reference: Reference) -> _Network:
+    """Load a torch.export program."""
     path = local_path(reference.target)
     if not path.is_file():
         raise reference.error(f"there is no file {path}; correct the path")
@@ -195,8 +196,6 @@ def _load_exported(reference: Reference, device: str | torch.device) -> _Network
         message = f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         raise reference.error(f"{message}; write it with torch.export.save") from error
     check_exported(program, reference)
-    if torch.device(device).type != "cpu":
-        program = move_to_device_pass(program, str(device))
     return _Network(_normalised(ExportedModel(program), constants), code=path.read_bytes())
 
 
@@ -215,6 +214,7 @@ _BUILDERS: dict[str, Callable[[Reference], _Network]] = {
     "timm": _load_timm,
     "file": _load_factory,
     "module": _load_factory,
+    "pt2": _load_exported,
     "digits": _load_digits,
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from raysense.errors import UsageError
 from raysense.references import Reference, local_path
@@ -51,8 +51,13 @@ class ExportedModel(nn.Module):
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
+        self._exported = program
         self.program = program.module()
         self.training = False
+
+    def place(self, device: str | torch.device) -> None:
+        """Move it to a device with the graph, which may name devices itself, so that ``to`` is not enough."""
+        self.program = move_to_device_pass(self._exported, str(device)).module()
 
     def train(self, mode: bool = True) -> ExportedModel:
         """Do nothing: the mode was fixed at export."""
@@ -98,7 +103,7 @@ def load_checkpoint(module: nn.Module, path: str, reference: Reference) -> None:
         raise reference.error(f"there is no checkpoint {file}; correct checkpoint=")
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         message = f"checkpoint {file} cannot be read ({first_line(error)})"
         raise reference.error(
             f"{message}; save a plain state dict with torch.save(model.state_dict(), path)"

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 
 from raysense.errors import UsageError
 
-Argument = Literal["model", "data"]
+Argument = Literal["model", "data", "kind"]
 
 _SCHEMES: dict[str, tuple[str, ...]] = {
     "model": ("digits", "torchvision", "timm"),
@@ -164,7 +164,7 @@ def factory_source(factory: Callable[..., Any]) -> bytes:
 def _classify(head: str, text: str, argument: Argument) -> tuple[str, str]:
     """Return the scheme and the target of a reference without its options."""
     scheme, colon, target = head.partition(":")
-    if scheme in _SCHEMES[argument] and (colon or scheme == "digits"):
+    if scheme in _SCHEMES[argument]:
         if (scheme == "digits") == bool(target):
             mend = "write just digits" if target else f"name it after the colon, as in {scheme}:NAME"
             raise UsageError(f"{argument} {text!r}: {mend}")

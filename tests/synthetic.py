@@ -20,7 +20,7 @@ SECONDS = 2.0
 
 @dataclass
 class Truth:
-    """Every sample of the scan, and which of them are committed; ``fi`` is NaN where it is unknown or the sample failed."""
+    """Every sample of the scan, and which are committed; ``fi`` is NaN where it is unknown or the sample failed."""
 
     store: Store
     ids: np.ndarray
@@ -85,9 +85,18 @@ def write_scan(
     document = scan_document(reference, splits, n_classes, class_names, method, objective, len(units), unit_size)
     store = Store.create(location, document, listing)
     truth = Truth(
-        store, ids, split, label, predicted, p_label, np.where(is_failed, np.nan, values), np.where(is_failed, np.nan, upper),
-        np.sqrt(upper), is_failed, np.zeros(total, dtype=bool),
-    )  # fmt: skip
+        store=store,
+        ids=ids,
+        split=split,
+        label=label,
+        predicted=predicted,
+        p_label=p_label,
+        fi=np.where(is_failed, np.nan, values),
+        fi_upper=np.where(is_failed, np.nan, upper),
+        jacobian_norm=np.sqrt(upper),
+        failed=is_failed,
+        committed=np.zeros(total, dtype=bool),
+    )
     for index, (start, stop) in enumerate(units if commit is None else units[:commit]):
         tables = unit_tables(truth, start, stop, method, objective, failed, worker=f"worker-{index % 2}", index=index)
         store.commit(unit_id(start, stop), tables, {"attempt": 1})
@@ -135,15 +144,13 @@ def unit_tables(
         pa.array(truth.jacobian_norm[good], mask=unknown),
         pa.nulls(count, pa.float64()),
     ]
-    units = [
-        [unit_id(start, stop)], [worker], ["host"], ["cpu"], [STARTED + timedelta(seconds=SECONDS * (index // 2))], [SECONDS],
-        [stop - start], [1], [64],
-    ]  # fmt: skip
+    began = STARTED + timedelta(seconds=SECONDS * (index // 2))
+    unit = [unit_id(start, stop), worker, "host", "cpu", began, SECONDS, stop - start, 1, 64]
     return {
         "samples": pa.table(samples, schema=schemas["samples"]),
         "influence": pa.table(influence, schema=schemas["influence"]),
         "units": pa.table(
-            [pa.array(values, field.type) for values, field in zip(units, schemas["units"], strict=True)],
+            [pa.array([value], field.type) for value, field in zip(unit, schemas["units"], strict=True)],
             schema=schemas["units"],
         ),
     }
@@ -194,7 +201,13 @@ def scan_document(
                 "splits": dict(splits),
                 "classes": names,
             },
-            "preprocessing": {"resize": None, "crop": None, "interpolation": "bilinear", "antialias": True, "source": "none"},
+            "preprocessing": {
+                "resize": None,
+                "crop": None,
+                "interpolation": "bilinear",
+                "antialias": True,
+                "source": "none",
+            },
             "fingerprints": {"model": "a1" * 32, "data": "b2" * 32},
         },
         "units": units,

@@ -119,7 +119,7 @@ class Dispatcher:
         try:
             problem: str = ray.get(actor.opening)
         except RayError as error:
-            problem = _last_line(error)
+            problem = _reason(error)
         if not problem:
             actor.ready = True
             self._failed_starts = 0
@@ -214,19 +214,21 @@ class Dispatcher:
         """An actor died: what it committed is done, the unit it computed is charged, the others go back unharmed."""
         if isinstance(error, OutOfMemoryError):
             self._shrink_batches()
-        left = [unit for unit, _ in actor.sent] + ([actor.reserved] if actor.reserved else [])
-        computing = actor.sent[0][0]
         self._drop(actor)
+        # A reply may have been lost with the actor, so the store decides which of its units it was computing.
         back = []
-        for unit in left:
+        for unit, _ in actor.sent:
             if self._store.is_committed(unit.id):
                 self._done(unit)
-            elif unit is computing and not _infrastructure(error):
-                self._charge(unit, "loss", _last_line(error), str(error))
             else:
                 back.append(unit)
+        computing = back.pop(0) if back and not _infrastructure(error) else None
+        if actor.reserved is not None:
+            back.append(actor.reserved)
         self._pending.extendleft(reversed(back))
-        self._progress.note(f"a worker was lost ({_last_line(error)}); {len(left)} units were handed to others")
+        self._progress.note(f"a worker was lost ({_reason(error)}); its units go to others")
+        if computing is not None:
+            self._charge(computing, "loss", _reason(error), str(error))
 
     def _kill_hung(self) -> None:
         limit = self._options.unit_timeout
@@ -271,6 +273,7 @@ def _infrastructure(error: RayError) -> bool:
     return bool(error.preempted) or "node has died" in text or "node was terminated" in text or "node died" in text
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """First sentence of the last line: Ray adds a paragraph of advice to it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].split(". ")[0] if lines else type(error).__name__

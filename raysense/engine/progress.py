@@ -80,7 +80,7 @@ class Progress:
         """The counts as one line of text."""
         elapsed = time.monotonic() - self._began
         rate = (self._done - self._before) / elapsed if elapsed > 0 else 0.0
-        left = f"{_clock((self._total - self._done) / rate)} left" if rate > 0 else "- left"
+        left = f"{clock((self._total - self._done) / rate)} left" if rate > 0 else "- left"
         text = f"{self._done}/{self._total} {self._noun}  {rate:.3g}/s  {left}  workers {self._ready}/{self._requested}"
         return text + (f"  {self._failed} units failed" if self._failed else "")
 
@@ -101,7 +101,7 @@ class _Counts(ProgressColumn):
         return Text(self._progress.line())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -21,7 +21,7 @@ _FILE = re.compile(
 
 @dataclass(frozen=True)
 class Macro:
-    """One macro: its name, its signature such as ``fi_outliers(n := 5)``, its doc line, the tables it reads, its SQL."""
+    """One macro: name, signature such as ``fi_outliers(n := 5)``, doc line, the tables it reads, and its SQL."""
 
     name: str
     signature: str

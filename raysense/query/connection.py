@@ -36,7 +36,9 @@ _SCANS = pa.schema(
 _CLASSES = pa.schema(
     [
         pa.field("scan", pa.string(), metadata={"doc": "name of the scan", "unit": "name"}),
-        pa.field("class", pa.int32(), metadata={"doc": "class index, as in label and predicted", "unit": "class index"}),
+        pa.field(
+            "class", pa.int32(), metadata={"doc": "class index, as in label and predicted", "unit": "class index"}
+        ),
         pa.field("name", pa.string(), metadata={"doc": "name of the class", "unit": "name"}),
     ]
 )
@@ -113,7 +115,9 @@ class ResultDatabase:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -142,6 +146,15 @@ class ResultDatabase:
         if changed:
             self.connection.register("_scans", self._scans_table())
 
+    def statements(self, sql: str) -> list[str]:
+        """The single statements of a text.
+
+        Raises:
+            UsageError: the text cannot be parsed.
+        """
+        with _explained():
+            return [statement.query.strip() for statement in self.connection.extract_statements(sql)]
+
     def query(self, sql: str) -> QueryResult:
         """Run one or several statements, and return the rows of the last.
 
@@ -150,9 +163,7 @@ class ResultDatabase:
             RaysenseError: a file of a scan cannot be read.
         """
         result = QueryResult(None)
-        with _explained():
-            statements = [statement.query.strip() for statement in self.connection.extract_statements(sql)]
-        for statement in statements:
+        for statement in self.statements(sql):
             with _explained():
                 result = QueryResult(self._reader(statement))
         return result
@@ -173,7 +184,9 @@ class ResultDatabase:
             for table, schema in scan.schemas.items():
                 docs.setdefault(table, {"scan": _CLASSES.field("scan")}).update({field.name: field for field in schema})
                 literal = "'" + scan.name.replace("'", "''") + "'"
-                sources.setdefault(table, []).append(f"SELECT {literal} AS scan, * FROM {_quoted(_source(table, index))}")
+                sources.setdefault(table, []).append(
+                    f"SELECT {literal} AS scan, * FROM {_quoted(_source(table, index))}"
+                )
         self.connection.register("_classes", self._classes_table())
         sources["scans"] = ["SELECT * REPLACE (spec::JSON AS spec) FROM _scans"]
         sources["classes"] = ["SELECT * FROM _classes"]

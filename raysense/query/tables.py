@@ -51,7 +51,7 @@ class ScanTables:
         return None
 
     def dataset(self, table: str, units: Iterable[str]) -> ds.FileSystemDataset:
-        """A table over the given committed units; files are opened only when it is read, the schema is the registered one."""
+        """A table over the given committed units, with the schema its kind declares; files open on reading."""
         return ds.FileSystemDataset.from_paths(
             self.store.table_paths(table, units),
             schema=self.schemas[table],

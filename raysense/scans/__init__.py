@@ -8,6 +8,7 @@ import pkgutil
 from functools import cache
 
 from raysense.errors import UsageError
+from raysense.references import Reference, import_factory
 from raysense.scans.base import Computer, Prepared, Scan, ScanSpec, Unit
 
 __all__ = ["Computer", "Prepared", "Scan", "ScanSpec", "Unit", "get_scan", "scan_kinds"]
@@ -32,12 +33,17 @@ def scan_kinds() -> list[str]:
 
 
 def get_scan(kind: str) -> type[Scan]:
-    """The scan class of a kind.
+    """The scan class of a kind: one of :func:`scan_kinds`, or ``file.py:Class`` / ``package.module:Class`` of your own.
 
     Raises:
         UsageError: there is no such kind.
     """
-    try:
+    if kind in _registry():
         return _registry()[kind]
-    except KeyError:
-        raise UsageError(f"kind {kind!r} is not a scan; choose one of {', '.join(scan_kinds())}") from None
+    where, _, name = kind.rpartition(":")
+    if not where or not name.isidentifier():
+        raise UsageError(f"kind {kind!r} is not a scan; choose one of {', '.join(scan_kinds())}, or file.py:Class of your own")
+    found = import_factory(Reference("file" if where.endswith(".py") else "module", kind, {}, kind, "kind"))
+    if not (inspect.isclass(found) and issubclass(found, Scan)):
+        raise UsageError(f"kind {kind!r} is not a scan: {name} is not a subclass of raysense.scans.Scan; name one that is")
+    return found

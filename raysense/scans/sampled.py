@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from raysense.references import absolute_reference
 from raysense.scans.base import ScanSpec
 
 
@@ -15,9 +16,19 @@ class SampledSpec(ScanSpec):
     model: str = Field(description="model reference, e.g. digits, torchvision:resnet50?weights=DEFAULT, file.py:factory")
     data: str = Field(description="data reference, e.g. digits, folder:/path, npz:file.npz?x=x&y=y, parquet:/path")
     split: tuple[str, ...] = Field((), description="splits to scan, separated by commas; none takes the data's default")
-    limit: int | None = Field(None, ge=1, description="only the first N samples of every split")
+    limit: int | None = Field(None, ge=1, description="only N samples of every split, evenly spaced")
     unit_size: int | None = Field(None, ge=1, description="samples per unit of work; none chooses by size and cost")
     seed: int = Field(0, ge=0, description="seed of everything random")
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_model(cls, value: str) -> str:
+        return absolute_reference(value, "model")
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_data(cls, value: str) -> str:
+        return absolute_reference(value, "data")
 
     @field_validator("split", mode="before")
     @classmethod

@@ -1,0 +1,272 @@
+"""The `raysense` command: parsing and printing only. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from raysense import __version__
+from raysense.command_options import RUN_NAMES, debug_option, given, model_options, out_option, quiet_option, run_options
+from raysense.errors import RaysenseError, UsageError
+from raysense.query import EXPORT_FORMATS, RESULT_FORMATS
+
+if TYPE_CHECKING:
+    from raysense.engine.run import Outcome
+
+_MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
+
+
+class _Commands(click.Group):
+    """A group whose errors are one sentence on standard error: status 2 for misuse, 1 for failure."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command and exit with its status."""
+        debug = "--debug" in sys.argv[1:]
+        try:
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _fail(error.format_message(), _MISUSE)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted", _INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(_FAILED)
+        except RaysenseError as error:
+            if debug:
+                raise
+            _fail(str(error), _MISUSE if isinstance(error, UsageError) else _FAILED)
+        except Exception as error:
+            if debug:
+                raise
+            _fail(f"{type(error).__name__}: {error} (a bug in raysense, or in the model; --debug shows where)", _FAILED)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+class _ScanKinds(click.Group):
+    """`raysense scan KIND`, with the kinds and their options read from their specs."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of the kinds of scan."""
+        from raysense.scans import scan_kinds
+
+        return scan_kinds()
+
+    def get_command(self, context: click.Context, name: str) -> click.Command:
+        """The command of a kind of scan.
+
+        Raises:
+            UsageError: there is no such kind.
+        """
+        from raysense.scans import get_scan
+
+        kind = get_scan(name)
+
+        @out_option
+        @click.option("--resume", is_flag=True, help="Finish OUT if it holds this very scan already.")
+        @run_options
+        @quiet_option
+        @debug_option
+        def command(out: str, resume: bool, quiet: bool, debug: bool, **values: Any) -> int:
+            from raysense.api import scan
+
+            run = {key: values.pop(key) for key in RUN_NAMES}
+            outcome = scan(name, out, run=given(run), quiet=quiet, resume=resume, **given(values))
+            return _finish(outcome, out, quiet)
+
+        for option in model_options(kind.spec_type):
+            command = option(command)
+        return click.command(name, help=kind.summary, short_help=kind.summary)(command)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="raysense")
+def main() -> None:
+    """Scan image classifiers for how sensitive they are, and where; query the results with SQL."""
+
+
+@main.group(cls=_ScanKinds)
+def scan() -> None:
+    """Run a scan of the given KIND and write it to a directory."""
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--out", help="Directory or URI to write to, instead of the file's.")
+@click.option("--resume", is_flag=True, help="Finish the directory if it holds this very scan already.")
+@run_options
+@quiet_option
+@debug_option
+def run(file: str, out: str | None, resume: bool, quiet: bool, debug: bool, **options: Any) -> int:
+    """Run the scan that a TOML FILE describes: kind, out, the scan's options, and a table [run]."""
+    from raysense.api import scan
+
+    document = _read_toml(file)
+    kind, saved_out, saved_run = document.pop("kind", None), document.pop("out", None), document.pop("run", {})
+    out = out or saved_out
+    if not isinstance(kind, str):
+        raise UsageError(f"file {file!r} has no kind; add a line such as kind = \"influence\"")
+    if not isinstance(out, str):
+        raise UsageError(f"file {file!r} has no out; add a line such as out = \"runs/first\", or give --out")
+    if not isinstance(saved_run, Mapping):
+        raise UsageError(f"file {file!r}: run is {saved_run!r}; make it a table [run] with workers, batch_size, ...")
+    outcome = scan(kind, out, run={**saved_run, **given(options)}, quiet=quiet, resume=resume, **document)
+    return _finish(outcome, out, quiet)
+
+
+@main.command()
+@click.argument("directory")
+@run_options
+@quiet_option
+@debug_option
+def resume(directory: str, quiet: bool, debug: bool, **options: Any) -> int:
+    """Finish the interrupted scan of a DIRECTORY; does nothing when it is complete."""
+    from raysense.api import resume
+
+    return _finish(resume(directory, run=given(options), quiet=quiet), directory, quiet)
+
+
+@main.command()
+@click.argument("directory")
+@debug_option
+def status(directory: str, debug: bool) -> None:
+    """Show how far the scan of a DIRECTORY is, and where its errors are."""
+    from raysense.api import status
+    from raysense.engine.progress import clock
+
+    now = status(directory)
+    state = "complete" if now.committed == now.units else "running" if now.running else "stopped"
+    click.echo(f"{directory}: {now.kind} scan, {state}")
+    click.echo(f"units    {now.committed} of {now.units} done, {len(now.failed)} failed, {now.left} left")
+    click.echo(f"samples  {now.samples_done} of {now.samples} done")
+    if now.rate and now.running:
+        left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
+        click.echo(f"rate     {now.rate:.3g} samples/s{left}")
+    for record in now.failed:
+        click.echo(f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)")
+    if state == "stopped":
+        click.echo(f"finish it with: raysense resume {directory}")
+
+
+class _SqlCommand(click.Command):
+    """Lists the macros in its help."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Signatures and documentation of the SQL macros."""
+        from raysense.query.catalogue import describe_macros
+
+        with formatter.section("Macros"):
+            formatter.write_dl([(signature, doc) for _, signature, doc in describe_macros()])
+
+
+@main.command(cls=_SqlCommand)
+@click.argument("arguments", nargs=-1, required=True, metavar="DIRECTORY... [QUERY]")
+@click.option("--format", "format_", default="table", show_default=True, metavar="|".join(RESULT_FORMATS), help="Output format.")
+@debug_option
+def sql(arguments: tuple[str, ...], format_: str, debug: bool) -> None:
+    """Query the results of one or several scans with SQL; a prompt without QUERY.
+
+    Each table is a view over committed units with a column `scan`, e.g.
+    raysense sql runs/first "SELECT split, avg(fi) FROM influence JOIN samples USING (scan, sample_id) GROUP BY split"
+    """
+    from raysense.cache import cache_directory
+    from raysense.query.connection import open_results
+    from raysense.query.prompt import run_line, run_prompt, run_script
+
+    if format_ not in RESULT_FORMATS:
+        raise UsageError(f"format {format_!r} is unknown; choose one of {', '.join(RESULT_FORMATS)}")
+    *directories, last = arguments
+    query = last if directories and not _is_scan(last) else None
+    with open_results(directories if query is not None else arguments) as database:
+        stream = sys.stdout.buffer
+        if query is not None:
+            run_line(database, query, stream, format_)
+        elif sys.stdin.isatty() and sys.stdout.isatty():
+            run_prompt(database, stream, cache_directory() / "sql-history")
+        else:
+            run_script(database, sys.stdin, stream, format_)
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="HTML file to write; figures go to a folder beside it.")
+@debug_option
+def report(directories: tuple[str, ...], output: str, debug: bool) -> None:
+    """Write a self-contained HTML report of one or several scans, with its figures as PNG and PDF files."""
+    from raysense.report import write_report
+
+    written = write_report(directories, output)
+    click.echo(f"wrote {written[0]} and {len(written) - 1} figure files beside it")
+
+
+@main.command()
+@click.argument("directory")
+@click.option("-o", "--output", required=True, help="New directory or URI to write to.")
+@click.option("--format", "format_", default="parquet", show_default=True, metavar="|".join(EXPORT_FORMATS), help="File format.")
+@quiet_option
+@debug_option
+def export(directory: str, output: str, format_: str, quiet: bool, debug: bool) -> None:
+    """Write every table of a scan as one file."""
+    from raysense.command_options import progress_callback
+    from raysense.query.export import export_tables
+
+    with progress_callback("export", quiet) as callback:
+        rows = export_tables(directory, output, format_, callback)
+    for table, count in rows.items():
+        click.echo(f"{output}/{table}.{format_}  {count} rows")
+
+
+@main.command()
+@click.argument("out", default="demo-output")
+@run_options
+@quiet_option
+@debug_option
+def demo(out: str, quiet: bool, debug: bool, **options: Any) -> int:
+    """Scan the bundled real digits, print what is found, and write a report to OUT (default demo-output)."""
+    from raysense.demo import run_demo
+
+    return run_demo(out, given(options), quiet)
+
+
+def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
+    """Print how a scan ended; returns the exit status."""
+    left = outcome.units - outcome.committed - len(outcome.failed)
+    if outcome.failed:
+        click.echo(
+            f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures", err=True
+        )
+    if outcome.interrupted and left:
+        click.echo(
+            f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {out}", err=True
+        )
+        return _INTERRUPTED
+    if outcome.complete and not quiet:
+        click.echo(f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html")
+    return _FAILED if outcome.failed else 0
+
+
+def _is_scan(text: str) -> bool:
+    """Whether the last argument of `sql` is a directory rather than a query."""
+    if any(character.isspace() for character in text):
+        return Path(text).is_dir()
+    return "://" in text or Path(text).exists() or not text.rstrip(";").endswith(")")
+
+
+def _read_toml(file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"file {file!r} cannot be read ({error.strerror}); name a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"file {file!r} is not TOML: {error}") from error
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"raysense: {message}", err=True)
+    sys.exit(status)

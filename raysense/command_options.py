@@ -1,0 +1,95 @@
+"""Options of the command line, made from the models that validate them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from raysense.options import RunOptions
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+RUN_NAMES = tuple(RunOptions.model_fields)
+
+out_option = click.option("--out", required=True, metavar="DIR", help="New or empty directory, or a URI, to write to.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+
+def model_options(model: type[BaseModel]) -> list[Decorator]:
+    """One option for each field of a model. Values stay text: the model parses and validates them.
+
+    In reverse order, since decorators apply from the bottom up.
+    """
+    return [
+        click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar=_metavar(name, field),
+            help=f"{_sentence(field.description or name)}{_default(field)}.",
+        )
+        for name, field in reversed(model.model_fields.items())
+    ]
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `RunOptions` on a command."""
+    for option in model_options(RunOptions):
+        command = option(command)
+    return command
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def progress_callback(label: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal, fed with (done, total); None where there is nobody to see it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    choices: list[str] = []
+    for kind in _members(field.annotation):
+        if get_origin(kind) is Literal:
+            choices += [str(value) for value in get_args(kind)]
+        elif kind in (int, float):
+            choices.insert(0, "N")
+        elif kind is str:
+            choices.append({"model": "REFERENCE", "data": "REFERENCE"}.get(name, "TEXT"))
+        elif get_origin(kind) is tuple:
+            choices.append("NAME,...")
+    return "|".join(choices)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Members of a union, or the annotation itself."""
+    if get_origin(annotation) in (Literal, tuple) or not get_args(annotation):
+        return [annotation]
+    return [member for member in get_args(annotation) if member is not type(None)]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or field.default in (None, ()):
+        return ""
+    return f" [default: {field.default}]"

@@ -1,0 +1,49 @@
+"""Data sets: from a reference to a listing (made once, by the driver) and a reader of its images (in each worker).
+
+Images are uint8 (0..255) or float32 ([0, 1]), ``[C, H, W]``. ``open_data`` says which references there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raysense.datasets.arrays import DigitsSource, NpzSource
+from raysense.datasets.base import UNSPLIT, DataSource, ImageReader, Listing, Progress
+from raysense.datasets.folder import FolderSource
+from raysense.datasets.mapstyle import MapStyleSource
+from raysense.datasets.parquet import ParquetSource
+from raysense.references import parse_reference
+
+__all__ = ["UNSPLIT", "DataSource", "ImageReader", "Listing", "Progress", "open_data"]
+
+_SOURCES: dict[str, type[DataSource]] = {
+    "digits": DigitsSource,
+    "npz": NpzSource,
+    "folder": FolderSource,
+    "parquet": ParquetSource,
+    "torchvision": MapStyleSource,
+    "file": MapStyleSource,
+    "module": MapStyleSource,
+}
+
+
+def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
+    """Open the data that a reference names (see ``raysense.references``); nothing is listed or read yet.
+
+    - ``digits``: scikit-learn's bundled digits; splits train and test (the default).
+    - ``folder:PATH``: one folder per class (hidden ones are ignored); ``classes=FILE`` (one class per line, the folder
+      name first) gives the order of the labels, else they are sorted; ``mode=rgb|gray``.
+    - ``npz:FILE``: ``x=x&y=y`` name the arrays; ``layout=NHW|NHWC|NCHW`` where the shape is ambiguous.
+    - ``parquet:PATH`` (a file or a folder of files): ``image=image&label=label&id=COLUMN`` name the columns;
+      ``mode=rgb|gray``.
+    - ``torchvision:CLASS``: the options go to the constructor; nothing is downloaded without ``download=true``.
+    - ``file.py:factory``, ``module:factory``: returns a map-style data set of (image, label) or (image, label, id).
+
+    All take ``resize``, ``crop``, ``interpolation`` and ``antialias``, which replace the model's own preprocessing.
+    ``{split}`` in a path stands for the split's name; several splits are listed one after the other. Paths of folder,
+    npz and parquet may be URIs of any pyarrow filesystem (``s3://bucket/key``), whose own options follow the ``?`` too.
+
+    Raises UsageError where the reference is malformed, or a split is asked of data that has none.
+    """
+    parsed = parse_reference(reference, "data")
+    return _SOURCES[parsed.scheme](parsed, tuple(splits))
