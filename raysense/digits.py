@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from raysense.cache import cache_directory
 
 DIGIT_CLASSES = tuple("0123456789")
 DIGIT_SPLITS = ("train", "test")
@@ -108,9 +110,9 @@ def train_digits(seed: int = 0) -> DigitsNet:
 def trained_digits(seed: int = 0) -> DigitsNet:
     """Return the trained network, from the cache where it has been trained before.
 
-    The cache is ``$RAYSENSE_CACHE``, else ``$XDG_CACHE_HOME/raysense``, else ``~/.cache/raysense``. A damaged file is
-    replaced; several processes may train at once, and readers never see half a file. Where the cache cannot be written
-    the network is trained each time, with a warning.
+    The cache is a file in ``raysense.cache.cache_directory()``. A damaged one is replaced; several processes may train
+    at once, and readers never see half a file. Where it cannot be written, the network is trained each time, with a
+    warning.
     """
     path = cache_directory() / f"digits-{_recipe_digest(seed)}.pt"
     network = DigitsNet().float()
@@ -123,17 +125,9 @@ def trained_digits(seed: int = 0) -> DigitsNet:
     network = train_digits(seed)
     try:
         _publish(network.state_dict(), path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         warnings.warn(f"the trained digits network cannot be cached ({error}); set RAYSENSE_CACHE", stacklevel=2)
     return network
-
-
-def cache_directory() -> Path:
-    """Return the folder for files that can be made anew."""
-    if "RAYSENSE_CACHE" in os.environ:
-        return Path(os.environ["RAYSENSE_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "raysense"
 
 
 @contextmanager
@@ -168,11 +162,9 @@ def _recipe_digest(seed: int) -> str:
 def _publish(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict under a temporary name, then give it its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    temporary = path.with_name(f"{path.stem}-{uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            torch.save(state, stream)
+        torch.save(state, temporary)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -190,11 +191,14 @@ def _load_exported(reference: Reference) -> _Network:
     options = dict(reference.options)
     constants = _pop_normalisation(options, reference)
     _refuse(options, reference)
+    mend = "write it with torch.export.save"
+    if not zipfile.is_zipfile(path):  # torch would log a traceback of its own
+        raise reference.error(f"{path} is not a torch.export file; {mend}")
     try:
         program = torch.export.load(path)
     except Exception as error:
         message = f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
-        raise reference.error(f"{message}; write it with torch.export.save") from error
+        raise reference.error(f"{message}; {mend}") from error
     check_exported(program, reference)
     return _Network(_normalised(ExportedModel(program), constants), code=path.read_bytes())
 

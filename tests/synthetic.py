@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,12 +56,16 @@ def write_scan(
     reference: str = "digits",
     seed: int = 0,
     fi: Mapping[int, float] | None = None,
+    listing: pa.Table | None = None,
 ) -> Truth:
     """Write a scan of ``splits`` samples; ``commit`` units of it (all where None), ``failed`` rows with their messages.
 
     ``fi`` overrides single values (and fi_upper with them); a share ``full_rank`` of the samples has FI = fi_upper.
+    A ``listing`` of real data (``reference``) takes the place of ``splits`` and gives ids and labels.
     """
     splits = {"train": 300, "test": 120} if splits is None else splits
+    if listing is not None:
+        splits = dict(Counter(listing["split"].to_pylist()))
     failed = failed or {}
     rng = np.random.default_rng(seed)
     total = sum(splits.values())
@@ -68,6 +73,8 @@ def write_scan(
     within = np.concatenate([np.arange(count) for count in splits.values()]) if total else np.zeros(0, int)
     ids = np.array([f"{name}/{row:06d}" for name, row in zip(split, within, strict=True)], dtype=object)
     label = rng.integers(0, n_classes, total)
+    if listing is not None:
+        ids, label = listing["sample_id"].to_numpy(zero_copy_only=False), listing["label"].to_numpy()
     margin = rng.normal(6, 4, total)
     upper = np.exp(-margin)
     p_label = 1 / (1 + upper)
@@ -80,7 +87,8 @@ def write_scan(
     if method == "bound":
         values = np.full(total, np.nan)
 
-    listing = pa.table({"sample_id": pa.array(ids, pa.string()), "split": split, "label": label.astype(np.int32)})
+    if listing is None:
+        listing = pa.table({"sample_id": pa.array(ids, pa.string()), "split": split, "label": label.astype(np.int32)})
     units = [(start, min(start + unit_size, total)) for start in range(0, total, unit_size)]
     document = scan_document(reference, splits, n_classes, class_names, method, objective, len(units), unit_size)
     store = Store.create(location, document, listing)

@@ -68,7 +68,9 @@ def test_percentiles_of_a_bound_are_only_bounds(tmp_path: Path) -> None:
     with open_results([tmp_path / "run"]) as database:
         rows = database.query("FROM fi_percentiles() WHERE split = 'test'").rows()
     assert [row["fi"] for row in rows] == [None] * len(PERCENTILES)
-    np.testing.assert_allclose([row["fi_upper"] for row in rows], percentiles(truth, truth.fi_upper, "test"), rtol=1e-12)
+    np.testing.assert_allclose(
+        [row["fi_upper"] for row in rows], percentiles(truth, truth.fi_upper, "test"), rtol=1e-12
+    )
 
 
 def test_percentiles_with_infinite_and_zero_values(tmp_path: Path) -> None:

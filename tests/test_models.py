@@ -121,15 +121,6 @@ def test_digits_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.Mon
         digits.trained_digits()
 
 
-def test_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAYSENSE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert digits.cache_directory() == Path("/x/raysense")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/h")
-    assert digits.cache_directory() == Path("/h/.cache/raysense")
-
-
 def test_torchvision_weights_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """With weights, everything but the download itself runs."""
     source = torchvision.models.get_model("resnet18", weights=None)
@@ -332,12 +323,14 @@ def test_exported_model_errors(net_file: Path, tmp_path: Path) -> None:
     net = load_model(f"{net_file}:make").module
     norm = nn.BatchNorm2d(3)
     (tmp_path / "junk.pt2").write_bytes(b"junk")
+    torch.save({}, tmp_path / "other.pt2")
     for path, message in [
         (_export(net, tmp_path / "fixed.pt2", dynamic=False), "for batches of exactly 2"),
         (_export(norm.train(), tmp_path / "norm.pt2"), "training mode"),
         (_export(nn.Dropout().train(), tmp_path / "dropout.pt2"), "training mode"),
         (_export(Two(), tmp_path / "two.pt2", inputs=2), "takes 2 inputs"),
-        (str(tmp_path / "junk.pt2"), "cannot be loaded"),
+        (str(tmp_path / "junk.pt2"), "is not a torch.export file"),
+        (str(tmp_path / "other.pt2"), "cannot be loaded"),
         (str(tmp_path / "absent.pt2"), "there is no file"),
         (_export(net, tmp_path / "option.pt2") + "?depth=3", "no option depth"),
     ]:
@@ -373,4 +366,5 @@ def test_squeezenet_on_real_images() -> None:
     images = torch.stack([model.preprocessing.apply(reader.read(row)) for row in range(len(reader))])
     measured = accuracy(model, images / 255, torch.from_numpy(listing.table["label"].to_numpy().astype(np.int64)))
     print(f"SqueezeNet 1.0: top-1 {measured:.1%}")
-    assert measured == pytest.approx(0.65, abs=0.03)
+    # Iandola et al. 2016 report 57.5 % on all of ImageNet's validation set; 99 images have a standard error of 5 %.
+    assert measured == pytest.approx(0.575, abs=0.04)

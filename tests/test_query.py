@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,12 @@ from raysense.query.formats import write_result
 from raysense.query.prompt import is_complete, run_prompt, run_script
 
 
-@pytest.fixture()
+@pytest.fixture
 def truth(tmp_path: Path) -> Truth:
     return write_scan(tmp_path / "run", failed={7: "corrupt JPEG"}, class_names=[f"class {i}" for i in range(10)])
 
 
-@pytest.fixture()
+@pytest.fixture
 def database(truth: Truth) -> Iterator[ResultDatabase]:
     with open_results([truth.store.location]) as database:
         yield database
@@ -245,6 +246,19 @@ def test_a_narrow_console_gets_blocks_instead_of_cut_numbers(database: ResultDat
     assert "…" not in out.getvalue()
 
 
+def test_a_result_that_is_not_read_to_its_end_does_not_block_the_next(database: ResultDatabase) -> None:
+    abandoned = database.query("FROM range(1_000_000)")
+    next(iter(abandoned))
+    database.refresh()
+    assert scalar(database, "SELECT 1; SELECT 2 AS two") == 2
+    assert abandoned.rows() == []
+
+
+def test_earlier_statements_run_to_their_end(database: ResultDatabase) -> None:
+    with pytest.raises(UsageError, match="SQL error: early"):
+        database.query("SELECT error('early') FROM range(10); SELECT 2")
+
+
 def test_statements_without_rows_write_nothing(database: ResultDatabase) -> None:
     assert written(database, "-- nothing", "table") == b""
 
@@ -307,24 +321,30 @@ def test_script_stops_at_an_error(database: ResultDatabase) -> None:
     assert stream.getvalue() == b'"a"\n1\n'
 
 
-@pytest.fixture()
+@pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
+    botocore = pytest.importorskip("botocore.config")
     for name, value in {
         "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
+    # A process of its own: DuckDB holds the interpreter lock while it opens a data set, and a server thread would starve.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        config = botocore.Config(retries={"total_max_attempts": 20, "mode": "standard"})
+        boto3.client("s3", endpoint_url=url, config=config).create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_object_store(bucket: str) -> None:

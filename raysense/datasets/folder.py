@@ -17,7 +17,7 @@ from raysense.datasets.images import IMAGE_EXTENSIONS, decode
 from raysense.datasets.paths import Location, PathSource, open_locations, read_bytes
 from raysense.references import local_path
 
-_LISTING_THREADS = 16
+_LISTING_THREADS = 8
 
 
 class FolderSource(PathSource):

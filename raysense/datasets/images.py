@@ -12,8 +12,10 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
 
-# The project decodes with torchvision; its announcement of TorchCodec would otherwise be printed by every process.
+# Every decoding process would print these: torchvision's announcement of TorchCodec, and that it decodes WebP to RGB
+# alone, which decode() makes up for.
 warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
+warnings.filterwarnings("ignore", "Webp does not support grayscale", UserWarning)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 """Files that torchvision decodes, by their lower-case extension."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 Model = Callable[[Tensor], Tensor]
 """Maps images [N, C, H, W] to logits [N, K], sample by sample."""
@@ -55,7 +58,7 @@ def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor
         [N, K].
     """
     try:
-        with torch.no_grad(), forward_ad.dual_level():
+        with torch.no_grad(), forward_ad.dual_level(), _ConstantParameters():
             output = model(forward_ad.make_dual(images, directions))
             tangent = forward_ad.unpack_dual(output).tangent
             return torch.zeros_like(output) if tangent is None else tangent.clone()
@@ -66,3 +69,50 @@ def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor
             (pulled,) = torch.autograd.grad(logits, inputs, grad_outputs=dummy, create_graph=True)
             (pushed,) = torch.autograd.grad(pulled, dummy, grad_outputs=directions)
         return pushed
+
+
+class _ConstantParameters(TorchFunctionMode):
+    """Forward mode for operators whose parameters do not move: the tangent takes the same linear map as the primal.
+
+    PyTorch's own rules also carry the zero tangents of weights and statistics, which makes a convolution half as dear
+    again and a batch norm several times.
+    """
+
+    _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._LINEAR:
+            return _linear(func, *args, **kwargs)
+        if func is functional.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear(func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+    primal, tangent = forward_ad.unpack_dual(x)
+    if tangent is None or forward_ad.unpack_dual(weight).tangent is not None:
+        return func(x, weight, bias, *rest, **named)
+    return forward_ad.make_dual(func(primal, weight, bias, *rest, **named), func(tangent, weight, None, *rest, **named))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    primal, tangent = forward_ad.unpack_dual(x)
+    output = functional.batch_norm(primal, running_mean, running_var, weight, bias, training, momentum, eps)
+    if tangent is None:
+        return output
+    if training or running_var is None:
+        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
+    return forward_ad.make_dual(output, tangent * scale.view(1, -1, *[1] * (x.ndim - 2)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raysense.measures.fisher import (
+    RANK_RTOL,
     attained,
     difference_gram,
     gradient_norm,
@@ -21,7 +22,10 @@ GRADIENT_BYTES = 2**29
 """Default bound on the bytes of logit gradients held at once."""
 
 _UPPER_RTOL = 1e-12  # below the exact rank threshold, so that the coarse metric's bound errs upwards
-_DROPPED_SHARE = 0.5  # start where the dropped probability is this fraction of tolerance x min(p_y, 1 - p_y)
+# Start where the dropped probability is this multiple of tolerance x min(p_y, 1 - p_y). Measured on a CIFAR-10 ResNet-20:
+# the relative width is in the median 0.01 of the dropped probability over min(p_y, 1 - p_y), in 95% of cases below 0.06.
+_DROPPED_SHARE = 50.0
+_PASSES_OF_A_PRODUCT = 3  # a forward-mode product and the merged class cost about this many backward passes
 
 
 @dataclass(frozen=True)
@@ -146,26 +150,17 @@ def certified_influence(
     held = _HeldGradients(gradient_bytes // image_bytes)
     while len(active := (levels > 0).nonzero().squeeze(1)):
         level = int(levels[active].min())
-        chosen = active[levels[active] == level]
-        if level >= count:
-            for chunk in _chunks(chosen, count * image_bytes, gradient_bytes):
-                part = _exact(model, images[chunk], classes[chunk])
-                part.n_backward.add_(result.n_backward[chunk])
-                _assign(result, chunk, part)
-                levels[chunk] = 0
-            continue
-        following = 2 * level if 4 * level < count else count
-        for group in held.split(chosen):
+        following = _rung(2 * level, count)
+        for group in held.split(active[levels[active] == level]):
             for chunk in _chunks(group, (level + 2) * image_bytes, gradient_bytes):
                 earlier = held.take(chunk)
                 gradients = _merged_gradients(model, images[chunk], logits[chunk], order[chunk, :level], earlier)
                 part = _interval(model, images[chunk], logits[chunk], classes[chunk], order[chunk, :level], gradients)
                 part.n_backward.add_(result.n_backward[chunk] - (0 if earlier is None else earlier.shape[1]))
                 _assign(result, chunk, part)
-                done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan()
+                done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan() | (level == count)
                 levels[chunk] = torch.where(done, 0, following)
-                if following < count:
-                    held.put(chunk[~done], gradients[~done, :level])
+                held.put(chunk[~done], gradients[~done, :level])
     return result
 
 
@@ -204,7 +199,7 @@ def _first_levels(logits: Tensor, order: Tensor, tolerance: float) -> Tensor:
         tolerance: Relative width asked for.
 
     Returns:
-        [N] int64: a power of 2, or K where nearly all classes are needed.
+        [N] int64, at least 1 and at most K.
     """
     count = logits.shape[1]
     probabilities = torch.softmax(logits, dim=1).gather(1, order)
@@ -212,12 +207,19 @@ def _first_levels(logits: Tensor, order: Tensor, tolerance: float) -> Tensor:
     small = torch.minimum(probabilities[:, 0], remaining[:, 1])
     enough = remaining[:, 1:] <= _DROPPED_SHARE * tolerance * small[:, None]
     needed = torch.where(enough.any(1), enough.long().argmax(1) + 1, count)
-    level = 2 ** torch.ceil(torch.log2(needed.double())).long()
-    return torch.where(2 * level > count, count, level)
+    rungs = torch.tensor([_rung(level, count) for level in range(count + 1)], device=logits.device)
+    return rungs[needed]
+
+
+def _rung(level: int, count: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that samples share batches; all classes where few would be left."""
+    power = 1 << max(0, level.bit_length() - 1)
+    rung = level if level == power else 3 * power // 2 if level <= 3 * power // 2 else 2 * power
+    return rung if rung + _PASSES_OF_A_PRODUCT < count else count
 
 
 def _merged_gradients(model: Model, images: Tensor, logits: Tensor, kept: Tensor, earlier: Tensor | None) -> Tensor:
-    """Gradients of the kept logits and, last, of the log-sum-exp of the dropped ones.
+    """Gradients of the kept logits and, last, of the log-sum-exp of the dropped ones if there are any.
 
     Args:
         model: Maps images to logits.
@@ -227,39 +229,51 @@ def _merged_gradients(model: Model, images: Tensor, logits: Tensor, kept: Tensor
         earlier: [n, j, P], gradients of the first j kept classes where they are known.
 
     Returns:
-        [n, m + 1, P].
+        [n, m + 1, P], or [n, K, P] where all K classes are kept.
     """
     raw, inputs = forward_with_graph(model, images)
     new = kept if earlier is None else kept[:, earlier.shape[1] :]
-    one_hot = torch.nn.functional.one_hot(new, logits.shape[1])
-    dropped = torch.softmax(logits.scatter(1, kept, -torch.inf), dim=1)
-    gradients = input_gradients(raw, inputs, [*one_hot.unbind(1), dropped])
+    weights = [*torch.nn.functional.one_hot(new, logits.shape[1]).unbind(1)]
+    if kept.shape[1] < logits.shape[1]:
+        weights.append(torch.softmax(logits.scatter(1, kept, -torch.inf), dim=1))
+    gradients = input_gradients(raw, inputs, weights)
     return gradients if earlier is None else torch.cat((earlier, gradients), dim=1)
 
 
 def _interval(
     model: Model, images: Tensor, logits: Tensor, classes: Tensor, kept: Tensor, gradients: Tensor
 ) -> InputInfluence:
-    """Upper bound from the merged classes, lower bound along the direction that solves their problem."""
-    merged = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1, keepdim=True)
-    coarse = torch.cat((logits.gather(1, kept), merged), dim=1)
+    """Upper bound from the merged classes, lower bound along the direction that solves their problem.
+
+    With all classes kept nothing is merged, and the value is exact.
+    """
+    coarse = logits.gather(1, kept)
+    if exact := kept.shape[1] == logits.shape[1]:
+        rtol = RANK_RTOL
+    else:
+        merged = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1, keepdim=True)
+        coarse, rtol = torch.cat((coarse, merged), dim=1), _UPPER_RTOL
     first = torch.zeros_like(classes)  # y is the first of the kept classes
     reference = coarse.argmax(1)
     gram = difference_gram(gradients, reference)
     finite = torch.isfinite(gram).flatten(1).all(1)
     gram = torch.where(finite[:, None, None], gram, 0.0)
-    solution = influence(coarse, gram, first, rtol=_UPPER_RTOL)
-    direction = _direction(gradients, gram, solution.move, reference)
-    move = jacobian_product(model, images, direction.view_as(images)).double()
-    rounding = 64 * torch.finfo(gradients.dtype).eps
-    upper = torch.where(solution.rank == kept.shape[1], solution.upper, solution.fi * (1 + rounding))
-    upper = torch.minimum(upper, odds_against(logits, classes))
-    lower = torch.minimum(attained(logits, move, classes) * (1 - rounding), upper)
+    solution = influence(coarse, gram, first, rtol)
+    if exact:
+        lower = upper = solution.fi
+        rank = solution.rank
+    else:
+        direction = _direction(gradients, gram, solution.move, reference)
+        move = jacobian_product(model, images, direction.view_as(images)).double()
+        rounding = 64 * torch.finfo(gradients.dtype).eps
+        upper = torch.where(solution.rank == kept.shape[1], solution.upper, solution.fi * (1 + rounding))
+        upper = torch.minimum(upper, odds_against(logits, classes))
+        lower = torch.minimum(attained(logits, move, classes) * (1 - rounding), upper)
+        rank = torch.full_like(classes, -1)
     lower, upper = (torch.where(finite, value, torch.nan) for value in (lower, upper))
     passes = torch.full_like(classes, gradients.shape[1])
-    unknown = torch.full_like(classes, -1)
     norm = gradient_norm(coarse, gram, first)
-    return InputInfluence(0.5 * (lower + upper), lower, upper, unknown, passes, norm, logits)
+    return InputInfluence(0.5 * (lower + upper), lower, upper, rank, passes, norm, logits)
 
 
 def _direction(gradients: Tensor, gram: Tensor, move: Tensor, reference: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Column:
 
 
 class QueryResult:
-    """The rows a statement returns, read once, batch by batch; read it before the next statement is run.
+    """The rows a statement returns, read once, batch by batch; the next statement closes it.
 
     Attributes:
         schema: Arrow schema of the rows; without fields for a statement that returns none.
@@ -75,6 +75,12 @@ class QueryResult:
         if self._reader is not None:
             with _explained():
                 yield from self._reader
+
+    def close(self) -> None:
+        """Give up the rows that have not been read."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def table(self) -> pa.Table:
         """All rows in memory."""
@@ -106,6 +112,7 @@ class ResultDatabase:
         self.connection.execute("SET TimeZone = 'UTC'")
         self.connection.execute("SET python_enable_replacements = false")
         self._units: dict[str, list[str]] = {}
+        self._latest = QueryResult(None)
         self.refresh()
         self._tables = self._create_views()
         self.macros: list[Macro] = [macro for macro in read_macros() if macro.tables <= self._tables.keys()]
@@ -134,6 +141,7 @@ class ResultDatabase:
 
     def refresh(self) -> None:
         """Take in the units committed since; one listing a scan, no file is read."""
+        self._latest.close()
         changed = False
         for index, scan in enumerate(self.scans):
             units = list(scan.store.committed())
@@ -162,11 +170,13 @@ class ResultDatabase:
             UsageError: SQL error; the message quotes the offending part.
             RaysenseError: a file of a scan cannot be read.
         """
-        result = QueryResult(None)
+        self._latest.close()
         for statement in self.statements(sql):
+            for _ in self._latest:
+                pass
             with _explained():
-                result = QueryResult(self._reader(statement))
-        return result
+                self._latest = QueryResult(self._reader(statement))
+        return self._latest
 
     def _reader(self, statement: str) -> pa.RecordBatchReader | None:
         # `sql` streams where `execute` would hold the whole result, but only `execute` says where a name is wrong.
@@ -183,9 +193,8 @@ class ResultDatabase:
         for index, scan in enumerate(self.scans):
             for table, schema in scan.schemas.items():
                 docs.setdefault(table, {"scan": _CLASSES.field("scan")}).update({field.name: field for field in schema})
-                literal = "'" + scan.name.replace("'", "''") + "'"
                 sources.setdefault(table, []).append(
-                    f"SELECT {literal} AS scan, * FROM {_quoted(_source(table, index))}"
+                    f"SELECT {quoted_text(scan.name)} AS scan, * FROM {_quoted(_source(table, index))}"
                 )
         self.connection.register("_classes", self._classes_table())
         sources["scans"] = ["SELECT * REPLACE (spec::JSON AS spec) FROM _scans"]
@@ -256,6 +265,11 @@ def _explained() -> Iterator[None]:
 
 def _source(table: str, index: int) -> str:
     return f"_{table}_{index}"
+
+
+def quoted_text(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _quoted(name: str) -> str:
