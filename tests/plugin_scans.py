@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raysense.errors import UsageError
 from raysense.options import ComputeOptions
 from raysense.scans import Computer, Prepared, Scan, ScanSpec, Unit
 from raysense.scans.tables import UNITS
@@ -24,6 +25,7 @@ class NumbersSpec(ScanSpec):
     killing: tuple[int, ...] = ()
     hanging: tuple[int, ...] = ()
     marks: str = ""
+    opens: bool = True
 
 
 class NumbersScan(Scan):
@@ -44,6 +46,8 @@ class NumbersScan(Scan):
         return {"model": "none", "data": str(self.spec.items)}
 
     def open(self, prepared: Prepared, options: ComputeOptions) -> Computer:
+        if not self.spec.opens:
+            raise UsageError("this scan cannot be opened here")
         return NumbersComputer(self.spec, prepared)
 
 

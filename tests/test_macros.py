@@ -114,8 +114,8 @@ def units_table(spans: list[tuple[str, float, float, int]]) -> pa.Table:
     schema = get_scan("influence").schemas()["units"]
     rows = [
         {
-            "unit": f"u{i}", "worker": worker, "node": "n", "device": "cpu", "started": STARTED + timedelta(seconds=start),
-            "seconds": seconds, "rows": count, "attempt": 1, "batch_size": 8,
+            "unit": f"u{i}", "worker": worker, "node": "n", "device": "cpu", "attempt": 1, "batch_size": 8,
+            "started": STARTED + timedelta(seconds=start), "seconds": seconds, "rows": count,
         }
         for i, (worker, start, seconds, count) in enumerate(spans)
     ]  # fmt: skip

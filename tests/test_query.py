@@ -19,10 +19,12 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from synthetic import Truth, unit_id, unit_tables, write_scan
 
+from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.query.formats import write_result
 from raysense.query.prompt import is_complete, run_prompt, run_script
+from raysense.scans import get_scan
 
 
 @pytest.fixture
@@ -124,6 +126,32 @@ def test_scans_of_one_name_are_told_apart(tmp_path: Path) -> None:
         open_results([tmp_path / "first/run", str(tmp_path / "first/../first/run")])
 
 
+class OtherScan:
+    """A scan of another kind: it shares the table of units, with a column more, and has one of its own."""
+
+    @classmethod
+    def schemas(cls) -> dict[str, pa.Schema]:
+        units = get_scan("influence").schemas()["units"].append(pa.field("gpu", pa.string()))
+        return {"units": units, "curvatures": pa.schema([("sample_id", pa.string()), ("curvature", pa.float64())])}
+
+
+def test_scans_of_different_kinds_are_united_by_column_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scan(tmp_path / "a", commit=2)
+    document = {**json.loads((tmp_path / "a/scan.json").read_text()), "kind": "other", "units": 1}
+    other = Store.create(tmp_path / "b", document, None)
+    schemas = OtherScan.schemas()
+    curvatures = pa.table({"sample_id": ["train/000000"], "curvature": [2.5]}, schema=schemas["curvatures"])
+    other.commit("u", {"units": schemas["units"].empty_table(), "curvatures": curvatures}, {})
+    monkeypatch.setattr("raysense.query.tables.get_scan", lambda kind: OtherScan if kind == "other" else get_scan(kind))
+    with open_results([tmp_path / "a", tmp_path / "b"]) as database:
+        assert scalar(database, "SELECT count(*) FROM units WHERE gpu IS NULL") == 2
+        assert database.query("SELECT * FROM curvatures").rows() == [
+            {"scan": "b", "sample_id": "train/000000", "curvature": 2.5}
+        ]
+        assert scalar(database, "SELECT c.curvature FROM samples JOIN curvatures AS c USING (sample_id)") == 2.5
+        assert {row["kind"] for row in database.query("FROM scans").rows()} == {"influence", "other"}
+
+
 def test_a_missing_directory_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no scan"):
         open_results([tmp_path / "nothing"])
@@ -174,7 +202,8 @@ def test_an_unreadable_file_is_not_called_an_sql_error(database: ResultDatabase,
 
 AWKWARD = """
 SELECT * FROM (VALUES
-    (1, 1e-30, 'plain', [1.5, NULL]), (2, 'inf'::DOUBLE, 'a,"b"\n', []), (3, 'nan'::DOUBLE, '', NULL), (4, NULL, NULL, NULL)
+    (1, 1e-30, 'plain', [1.5, NULL]), (2, 'inf'::DOUBLE, 'a,"b"\n', []), (3, 'nan'::DOUBLE, '', NULL),
+    (4, NULL, NULL, NULL)
 ) AS t(id, fi, text, list) ORDER BY id
 """
 
@@ -290,7 +319,8 @@ def test_prompt_runs_statements_survives_errors_and_keeps_history(
     stream = io.BytesIO()
     with create_pipe_input() as keys:
         keys.send_text(
-            "SELECT count(*)\rAS total FROM samples;\rSELECT nope FROM samples;\r.tables\r.schema influence\r.bogus\r.quit\r"
+            "SELECT count(*)\rAS total FROM samples;\rSELECT nope FROM samples;\r"
+            ".tables\r.schema influence\r.bogus\r.quit\r"
         )
         run_prompt(database, stream, tmp_path / "cache/history", input=keys, output=DummyOutput())
     shown = stream.getvalue().decode()
@@ -335,7 +365,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    # A process of its own: DuckDB holds the interpreter lock while it opens a data set, and a server thread would starve.
+    # A process of its own: DuckDB holds the interpreter lock while it opens a data set, a server thread would starve.
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.engine.files import Directory
-from raysense.errors import UsageError
+from raysense.errors import RaysenseError, UsageError
 
 SCAN_FILE = "scan.json"
 LISTING_FILE = "listing.arrow"
@@ -113,8 +113,15 @@ class Store:
         return document
 
     def listing(self) -> pa.Table:
-        """The stored listing of the data (memory-mapped on a local disk)."""
-        return self.directory.read_table(LISTING_FILE)
+        """The stored listing of the data (memory-mapped on a local disk).
+
+        Raises:
+            RaysenseError: the file is missing or damaged.
+        """
+        try:
+            return self.directory.read_table(LISTING_FILE)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RaysenseError(f"{self.directory.path(LISTING_FILE)} is damaged ({error}); start a new scan") from error
 
     # -- units ---------------------------------------------------------------------------------------------------------
 

@@ -171,10 +171,10 @@ class _HeldGradients:
         self._rows: dict[int, Tensor] = {}
         self._room = capacity
 
-    def split(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples that have gradients held, and those that do not."""
-        has = torch.tensor([index in self._rows for index in chosen.tolist()], dtype=torch.bool, device=chosen.device)
-        return chosen[has], chosen[~has]
+    def split(self, chosen: Tensor) -> list[Tensor]:
+        """The samples in groups with the same number of held gradients."""
+        counts = torch.tensor([len(self._rows.get(index, ())) for index in chosen.tolist()], device=chosen.device)
+        return [chosen[counts == count] for count in counts.unique()]
 
     def put(self, chosen: Tensor, gradients: Tensor) -> None:
         """Hold [n, m, P] gradients; those beyond the bound are left to be computed again."""
@@ -184,7 +184,7 @@ class _HeldGradients:
                 self._rows[index] = rows.clone()
 
     def take(self, chosen: Tensor) -> Tensor | None:
-        """The held gradients [n, m, P] of the samples, or None where there are none; no longer held."""
+        """The held gradients [n, m, P] of samples of one group, or None where there are none; no longer held."""
         rows = [self._rows.pop(index) for index in chosen.tolist() if index in self._rows]
         self._room += sum(len(row) for row in rows)
         return torch.stack(rows) if rows else None
@@ -294,7 +294,7 @@ def _image_bytes(images: Tensor) -> int:
 
 
 def _chunks(indices: Tensor, sample_bytes: int, bound: int) -> tuple[Tensor, ...]:
-    return indices.split(max(1, bound // sample_bytes)) if len(indices) else ()
+    return indices.split(max(1, bound // sample_bytes))
 
 
 def _assign(result: InputInfluence, index: Tensor, part: InputInfluence) -> None:

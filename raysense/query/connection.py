@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 from raysense.errors import RaysenseError
 from raysense.query.catalogue import Macro, read_macros
 from raysense.query.sqlerrors import explain
-from raysense.query.tables import ScanTables, open_scans
+from raysense.query.tables import Locations, ScanTables, open_scans
 
 BATCH_ROWS = 65_536
 _SCANS = pa.schema(
@@ -239,7 +238,7 @@ class ResultDatabase:
         return pa.Table.from_pylist(rows, schema=_CLASSES)
 
 
-def open_results(locations: Sequence[str | PathLike[str]]) -> ResultDatabase:
+def open_results(locations: Locations) -> ResultDatabase:
     """Open the results of one or several scans, finished or not, local or on an object store.
 
     Scans whose directories have the same name get the end of their path that tells them apart as their name.

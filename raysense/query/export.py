@@ -45,7 +45,7 @@ def export_tables(
     """
     if format not in EXPORT_FORMATS:
         raise UsageError(f"format {format!r} is unknown; choose one of {', '.join(EXPORT_FORMATS)}")
-    (scan,) = open_scans([location])
+    (scan,) = open_scans(location)
     target = Directory(out)
     _check_empty(target)
     units = list(scan.store.committed())

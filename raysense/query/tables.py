@@ -60,12 +60,18 @@ class ScanTables:
         )
 
 
-def open_scans(locations: Sequence[str | PathLike[str]]) -> list[ScanTables]:
+Locations = str | PathLike[str] | Sequence[str | PathLike[str]]
+"""One scan directory, or several: local paths or URIs."""
+
+
+def open_scans(locations: Locations) -> list[ScanTables]:
     """Open scan directories, each under a name of its own: the shortest end of its path that tells it from the others.
 
     Raises:
         UsageError: no directory is given, one holds no scan, or one is given twice.
     """
+    if isinstance(locations, str | PathLike):
+        locations = [locations]
     if not locations:
         raise UsageError("directory is missing; name at least one scan directory")
     stores = [Store.open(location) for location in locations]

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from matplotlib.figure import Figure
 
+from raysense.report.style import WIDTH
+
 
 @dataclass(frozen=True)
 class Paragraph:
@@ -53,6 +55,11 @@ class Plot:
     alt: str
     caption: str
     figure: Figure
+
+    @property
+    def width_percent(self) -> int:
+        """Width on the page, so that text has the same size in all figures."""
+        return min(100, round(100 * self.figure.get_figwidth() / WIDTH))
 
 
 Block = Paragraph | Notice | Facts | Table | Plot

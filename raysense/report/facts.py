@@ -19,8 +19,8 @@ def facts_section(database: ResultDatabase, scan: ScanTables) -> Section:
     blocks: list[Block] = []
     failures = scan.store.failures()
     done = len(database.committed(scan))
-    planned = scan.document.get("units")
-    if planned is not None and done < planned:
+    planned: int | None = scan.document.get("units")
+    if planned is not None and is_unfinished(database, scan):
         blocks.append(Notice(_unfinished(scan, planned, done, len(failures))))
     blocks.append(Facts(_pairs(scan, planned, done, len(failures))))
     blocks.extend(_failed_units(failures))
@@ -29,10 +29,16 @@ def facts_section(database: ResultDatabase, scan: ScanTables) -> Section:
     return Section("What was scanned", blocks)
 
 
+def is_unfinished(database: ResultDatabase, scan: ScanTables) -> bool:
+    """Whether the scan has units that are not committed."""
+    return len(database.committed(scan)) < (scan.document.get("units") or 0)
+
+
 def _unfinished(scan: ScanTables, planned: int, done: int, failed: int) -> str:
     return (
-        f"This scan is unfinished: {done:,} of {planned:,} units are done, {failed:,} failed, {planned - done - failed:,} are "
-        f"left. Everything below covers the units done. Finish it with: raysense resume {scan.store.location}"
+        f"This scan is unfinished: {done:,} of {planned:,} units are done, {failed:,} failed, "
+        f"{planned - done - failed:,} are left. Everything below covers the units done. "
+        f"Finish it with: raysense resume {scan.store.location}"
     )
 
 

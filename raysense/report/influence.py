@@ -25,11 +25,16 @@ from raysense.report.style import abbreviated, number
 _OUTLIERS = 5
 _FULL_RANK = 1e-6
 _MEANING = (
-    "FI measures how much an infinitesimal change of what is perturbed can move f = -log p, p being the probability of the "
-    "true (objective label) or the predicted class. When the perturbation has full rank, as a perturbation of the whole "
-    "input nearly always has, FI equals (1 - p)/p exactly, whatever the network: it then ranks the samples as the softmax "
-    "probability does, and says no more than that. FI carries information beyond the softmax where the perturbation is of "
-    "low rank: single pixels and patches, small layers, semantic parameters, networks with dead units."
+    "FI measures how much an infinitesimal change of what is perturbed can move f = -log p, p being the "
+    "probability of the true class (objective label) or of the predicted class (objective predicted). When the "
+    "perturbation has full rank, as a perturbation of the whole input nearly always has, FI equals (1 - p)/p "
+    "exactly, whatever the network: it then ranks the samples as the softmax probability does, and says no more "
+    "than that. FI carries information beyond the softmax where the perturbation is of low rank: single pixels "
+    "and patches, small layers, semantic parameters, networks with dead units."
+)
+_PUBLISHED = (
+    "The rank rule is that of the authors' published code: absolute thresholds, which change FI, so that it may leave "
+    "the identity and even exceed its bound. Compare such values with the paper's tables only."
 )
 
 
@@ -114,7 +119,7 @@ def _group_sections(database: ResultDatabase, scan: ScanTables, group: Group, su
     if group.is_bound:
         blocks.append(
             Notice(
-                "Every value here is an upper bound of FI, (1 - p)/p, from a forward pass alone; FI itself is not known."
+                "Every value here is an upper bound of FI, (1 - p)/p, from a forward pass alone; FI itself is unknown."
             )
         )
     caption = f"Percentiles of {group.of_quantity}, laid out as in Table 2 of Shu & Zhu (2019)."
@@ -126,7 +131,7 @@ def _group_sections(database: ResultDatabase, scan: ScanTables, group: Group, su
         Section(f"Manhattan plot of {group.of_quantity}", _manhattan(database, scan, group, suffix)),
     ]
     if not group.is_bound:
-        found.append(Section("FI against its bound", _against_bound(database, group, suffix)))
+        found.append(Section("FI against its bound", _against_bound(database, scan, group, suffix)))
     return found
 
 
@@ -175,19 +180,15 @@ def _manhattan(database: ResultDatabase, scan: ScanTables, group: Group, suffix:
         name: ScoredSamples(**{key: column[codes == index[name]] for key, column in columns.items()})
         for name in names[:MAX_PANELS]
     }
-    classes = scan.class_names or [str(label) for label in range(_class_count(scan, columns["label"]))]
+    known = scan.class_names or []
+    classes = {int(label): known[label] if label < len(known) else str(label) for label in np.unique(columns["label"])}
     figure, remarks = manhattan(splits, classes, group.quantity)
     left_out = f" Splits not drawn: {', '.join(names[MAX_PANELS:])}." if len(names) > MAX_PANELS else ""
     caption = (
-        f"{group.quantity[0].upper()}{group.quantity[1:]} of every sample on a log scale, grouped by true class; neighbouring "
-        f"classes differ in colour, circles number the {_OUTLIERS} largest.{remarks}{left_out}"
+        f"{group.quantity[0].upper()}{group.quantity[1:]} of every sample on a log scale, grouped by true class; "
+        f"neighbouring classes differ in colour, circles number the {_OUTLIERS} largest.{remarks}{left_out}"
     )
     return [Plot(f"manhattan{suffix}", f"Manhattan plot of {group.of_quantity} by class", caption, figure)]
-
-
-def _class_count(scan: ScanTables, labels: np.ndarray[Any, Any]) -> int:
-    known = (scan.facts.get("model") or {}).get("n_classes")
-    return max(int(known or 0), int(labels.max()) + 1)
 
 
 def _outliers(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Block]:
@@ -202,27 +203,25 @@ def _outliers(database: ResultDatabase, scan: ScanTables, group: Group, suffix: 
             value = f"{'FI ≤' if group.is_bound else 'FI'} {number(row[group.value])}"
             label, predicted = (abbreviated(_class_name(row, side), 14) for side in ("label", "predicted"))
             title = f"{label} → {predicted}" if len(label) + len(predicted) <= 16 else f"{label}\n→ {predicted}"
-            pictures.append(Picture(shown, f"{title}\n{value}", abbreviated(row["sample_id"], 28)))
+            pictures.append(Picture(shown, f"{title}\n{value}", abbreviated(row["sample_id"], 24)))
     blocks: list[Block] = [Notice(reason) for reason in reasons]
     if pictures:
         caption = f"The images with the largest {group.quantity}: true class → predicted class. As the model sees them."
         blocks.append(Plot(f"largest{suffix}", f"Images with the largest {group.quantity}", caption, gallery(pictures)))
+    values = {"p_label": "p of true class", "fi": "FI", "fi_upper": "upper bound of FI"}
+    if group.is_bound:
+        del values["fi"]
     cells = [
         [
-            str(row["place"]), row["sample_id"], row["split"], f"{_class_name(row, 'label')} → {_class_name(row, 'predicted')}",
-            number(row["p_label"]), *([] if group.is_bound else [number(row["fi"])]), number(row["fi_upper"]),
+            str(row["place"]),
+            row["sample_id"],
+            row["split"],
+            f"{_class_name(row, 'label')} → {_class_name(row, 'predicted')}",
+            *(number(row[name]) for name in values),
         ]
         for row in rows
-    ]  # fmt: skip
-    heads = [
-        "",
-        "sample",
-        "split",
-        "true → predicted",
-        "p of true class",
-        *([] if group.is_bound else ["FI"]),
-        "bound of FI",
     ]
+    heads = ["", "sample", "split", "true → predicted", *values.values()]
     numeric = frozenset({0, *range(4, len(heads))})
     blocks.append(Table(f"Samples with the largest {group.quantity}, over all splits.", heads, cells, numeric))
     return blocks
@@ -232,12 +231,14 @@ def _class_name(row: dict[str, Any], side: str) -> str:
     return str(row[side] if row[f"{side}_name"] is None else row[f"{side}_name"])
 
 
-def _against_bound(database: ResultDatabase, group: Group, suffix: str) -> list[Block]:
+def _against_bound(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Block]:
     table = database.query(
         f"SELECT fi, fi_upper FROM influence AS i WHERE {group.condition} ORDER BY sample_id"
     ).table()
     figure, remarks = against_bound(table["fi"].to_numpy(), table["fi_upper"].to_numpy())
     blocks: list[Block] = [Paragraph(_says_full_rank(database, group))]
+    if (scan.document.get("spec") or {}).get("rank_rule") == "published":
+        blocks.append(Notice(_PUBLISHED))
     caption = f"FI of every sample against its upper bound fi_upper; the line is equality.{remarks}"
     blocks.append(Plot(f"bound{suffix}", "FI against its upper bound", caption, figure))
     return blocks
@@ -250,18 +251,20 @@ def _says_full_rank(database: ResultDatabase, group: Group) -> str:
         probability = "p_label" if group.objective == "label" else "p_predicted"
         (row,) = database.query(
             f"""
-            SELECT count(*) AS n, count_if(fi_upper >= {1 - _FULL_RANK} * (1 - {probability}) / {probability}) AS reached
+            SELECT
+                count(*) AS n,
+                count_if(fi_upper >= {1 - _FULL_RANK} * (1 - {probability}) / {probability}) AS reached
             FROM influence AS i JOIN samples USING (scan, sample_id)
             WHERE {group.condition} AND 1 - {probability} > 1e-8
             """
         ).rows()
         return (
-            f"The certified interval reaches the closed form (1 - p)/p, the value at full rank, for {_share(row)} samples whose "
-            "1 - p exceeds 1e-8."
+            f"The certified interval reaches the closed form (1 - p)/p, the value at full rank, for {_share(row)} "
+            "samples whose 1 - p exceeds 1e-8."
         )
+    equal = f"fi BETWEEN {1 - _FULL_RANK} * fi_upper AND {1 + _FULL_RANK} * fi_upper"
     (row,) = database.query(
-        f"SELECT count(*) AS n, count_if(fi >= {1 - _FULL_RANK} * fi_upper) AS reached FROM influence AS i "
-        f"WHERE {group.condition}"
+        f"SELECT count(*) AS n, count_if({equal}) AS reached FROM influence AS i WHERE {group.condition}"
     ).rows()
     return f"FI equals its bound (1 - p)/p to one part in a million, as at full rank, for {_share(row)} samples."
 

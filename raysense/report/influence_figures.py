@@ -46,12 +46,12 @@ class Picture:
     below: str
 
 
-def manhattan(splits: Mapping[str, ScoredSamples], classes: Sequence[str], quantity: str) -> tuple[Figure, str]:
+def manhattan(splits: Mapping[str, ScoredSamples], classes: Mapping[int, str], quantity: str) -> tuple[Figure, str]:
     """Manhattan plot: samples grouped by class against their value on a log scale, a panel for every split.
 
     Args:
         splits: Samples by split, at most `MAX_PANELS`.
-        classes: Names (or indices as text) of all classes in label order.
+        classes: Names of the classes by label; only those that have samples are drawn, in label order.
         quantity: Label of the value axis.
 
     Returns:
@@ -62,12 +62,13 @@ def manhattan(splits: Mapping[str, ScoredSamples], classes: Sequence[str], quant
         figure = Figure(figsize=(WIDTH, 0.9 + _PANEL_HEIGHT * len(splits)), layout="constrained")
         panels = figure.subplots(len(splits), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         edges = scale_edges(np.concatenate([samples.value for samples in splits.values()]))
+        present = np.unique(np.concatenate([samples.label for samples in splits.values()]))
         for axes, (split, samples) in zip(panels, splits.items(), strict=True):
             axes.set_title(f"{split} ({len(samples.value):,} samples)", loc="left", parse_math=False)
             axes.set_ylabel(quantity)
-            remarks.append(_manhattan_panel(axes, samples, edges, f"samples of split {split}"))
-        panels[-1].set_xlim(0, len(classes))
-        _name_classes(panels[-1], classes)
+            remarks.append(_manhattan_panel(axes, samples, present, edges, f"samples of split {split}"))
+        panels[-1].set_xlim(0, len(present))
+        _name_classes(panels[-1], {int(label): classes[int(label)] for label in present})
     return figure, "".join(remarks)
 
 
@@ -104,7 +105,8 @@ def against_bound(fi: NDArray[np.float64], bound: NDArray[np.float64]) -> tuple[
 def gallery(pictures: Sequence[Picture]) -> Figure:
     """Images in one row, each with its title above and a line below."""
     with styled():
-        figure = Figure(figsize=(1.8 * len(pictures), 2.5), layout="constrained")
+        lines = max(picture.title.count("\n") + 1 for picture in pictures)
+        figure = Figure(figsize=(1.8 * len(pictures), 2.0 + 0.2 * lines), layout="constrained")
         for axes, picture in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
             grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} if picture.pixels.ndim == 2 else {}
             small = max(picture.pixels.shape[:2]) < 100
@@ -118,11 +120,14 @@ def gallery(pictures: Sequence[Picture]) -> Figure:
     return figure
 
 
-def _manhattan_panel(axes: Axes, samples: ScoredSamples, edges: tuple[float, float], what: str) -> str:
+def _manhattan_panel(
+    axes: Axes, samples: ScoredSamples, present: NDArray[np.int64], edges: tuple[float, float], what: str
+) -> str:
     values = LogValues.of(samples.value, edges)
-    x = _positions(samples.label)
+    band = np.searchsorted(present, samples.label)
+    x = _positions(band)
     drawn = visible(x, values.logs, int(WIDTH * DPI), int(_PANEL_HEIGHT * DPI))
-    colours = np.where(samples.label[drawn] % 2 == 0, BLUE, ORANGE)
+    colours = np.where(band[drawn] % 2 == 0, BLUE, ORANGE)
     axes.scatter(
         x[drawn],
         values.logs[drawn],
@@ -133,10 +138,8 @@ def _manhattan_panel(axes: Axes, samples: ScoredSamples, edges: tuple[float, flo
         zorder=2,
     )
     for index in np.flatnonzero(samples.place):
-        axes.annotate(
-            str(samples.place[index]), (x[index], values.logs[index]), xytext=(4, 2), textcoords="offset points", fontsize=7,
-            zorder=3,
-        )  # fmt: skip
+        at = (x[index], values.logs[index])
+        axes.annotate(str(samples.place[index]), at, xytext=(4, 2), textcoords="offset points", fontsize=7, zorder=3)
         axes.plot(
             x[index], values.logs[index], "o", markersize=6, markerfacecolor="none", markeredgecolor="black", zorder=3
         )
@@ -149,14 +152,14 @@ def _manhattan_panel(axes: Axes, samples: ScoredSamples, edges: tuple[float, flo
     return says_thinned(len(drawn), len(x), what) + values.says(what)
 
 
-def _positions(label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Horizontal positions of samples sorted by class: class c fills the band from c to c + 1."""
-    _, first, counts = np.unique(label, return_index=True, return_counts=True)
-    within = np.arange(len(label)) - np.repeat(first, counts)
-    return label + (within + 0.5) / np.repeat(counts, counts)
+def _positions(band: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Horizontal positions of samples sorted by class: band b reaches from b to b + 1."""
+    _, first, counts = np.unique(band, return_index=True, return_counts=True)
+    within = np.arange(len(band)) - np.repeat(first, counts)
+    return band + (within + 0.5) / np.repeat(counts, counts)
 
 
-def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
+def _name_classes(axes: Axes, classes: Mapping[int, str]) -> None:
     """Every class by name where there are few, otherwise some of them by index and name."""
     count = len(classes)
     if count <= _MOST_NAMED_CLASSES:
@@ -165,15 +168,23 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
         step = -(-count // _MOST_TICKS)
         step = next((nice for nice in (2, 5, 10, 20, 25, 50, 100, 200, 500) if nice >= step), step)
         shown = list(range(0, count, step))
-    names = [abbreviated(classes[index], _LABEL_LENGTH) for index in shown]
+    labels = list(classes)
+    names = [abbreviated(classes[labels[band]], _LABEL_LENGTH) for band in shown]
     if len(shown) < count:
-        names = [name if name == str(index) else f"{index} {name}" for index, name in zip(shown, names, strict=True)]
+        names = [
+            name if name == str(labels[band]) else f"{labels[band]} {name}"
+            for band, name in zip(shown, names, strict=True)
+        ]
     crowded = sum(len(name) + 2 for name in names) > 110
-    axes.xaxis.set_major_locator(FixedLocator([index + 0.5 for index in shown]))
+    axes.xaxis.set_major_locator(FixedLocator([band + 0.5 for band in shown]))
     axes.set_xticklabels(
-        names, parse_math=False, rotation=45 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor",
+        names,
+        parse_math=False,
+        rotation=45 if crowded else 0,
+        ha="right" if crowded else "center",
+        rotation_mode="anchor",
         fontsize=8 if len(shown) <= 25 else 7,
-    )  # fmt: skip
+    )
     axes.set_xlabel("true class" if len(shown) == count else f"true class ({count:,}, some of them named)")
 
 

@@ -19,9 +19,9 @@ import raysense
 from raysense.engine.files import Directory
 from raysense.errors import UsageError
 from raysense.query.connection import ResultDatabase, open_results
-from raysense.query.tables import ScanTables
+from raysense.query.tables import Locations, ScanTables
 from raysense.report.blocks import Plot, Section
-from raysense.report.facts import facts_section
+from raysense.report.facts import facts_section, is_unfinished
 from raysense.report.style import figure_bytes
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
@@ -40,7 +40,7 @@ class Chapter:
 
 
 def write_report(
-    locations: Sequence[str | PathLike[str]],
+    locations: Locations,
     output: str | PathLike[str],
     formats: Sequence[str] = ("png", "pdf"),
     progress: Progress | None = None,
@@ -51,7 +51,7 @@ def write_report(
     the folder ``<stem>_figures`` next to it.
 
     Args:
-        locations: Scan directories.
+        locations: One scan directory or several.
         output: The HTML file, local or a URI; one that is there is replaced.
         formats: Formats of the figure files, of `FIGURE_FORMATS`; empty writes none.
         progress: Called with (steps done, steps in all).
@@ -66,16 +66,19 @@ def write_report(
         if format not in FIGURE_FORMATS:
             raise UsageError(f"format {format!r} of the figures is unknown; choose from {', '.join(FIGURE_FORMATS)}")
     folder, name = _target(output)
-    steps = len(locations) + 2
     tell = progress or _no_progress
     with open_results(locations) as database:
+        steps = len(database.scans) + 2
         chapters = _joint_chapters(database)
         tell(1, steps)
         for index, scan in enumerate(database.scans):
             chapters.append(_chapter(database, scan, index))
             tell(index + 2, steps)
+        unfinished = [f"scan {scan.name}" for scan in database.scans if is_unfinished(database, scan)]
     files, images = _render_figures(chapters, formats)
-    page = _template().render(chapters=chapters, images=images, made=_now(), version=raysense.__version__)
+    page = _template().render(
+        chapters=chapters, images=images, unfinished=unfinished, made=_now(), version=raysense.__version__
+    )
     stem = name.rsplit(".", 1)[0]
     written = {name: page.encode(), **{f"{stem}_figures/{file}": data for file, data in files.items()}}
     try:
@@ -100,7 +103,7 @@ def _joint_chapters(database: ResultDatabase) -> list[Chapter]:
     for kind in sorted({scan.kind for scan in database.scans}):
         scans = [scan for scan in database.scans if scan.kind == kind]
         module = _kind_module(kind)
-        if len(scans) > 1 and hasattr(module, "joint"):
+        if len(scans) > 1 and module is not None and hasattr(module, "joint"):
             sections.extend(module.joint(database, scans))
     return [Chapter("All scans", "all-scans", "all_", sections)] if sections else []
 

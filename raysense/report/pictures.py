@@ -37,9 +37,7 @@ def read_pixels(scan: ScanTables, samples: Sequence[str]) -> tuple[dict[str, NDA
         facts = scan.facts.get("preprocessing")
         preprocessing = None if facts is None else Preprocessing.from_dict(facts)
     except (RaysenseError, OSError, KeyError) as error:
-        return {}, [
-            f"The images cannot be shown, the data {spec.get('data')!r} is not reachable from here: {_line(error)}"
-        ]
+        return {}, [f"The images cannot be shown: {_line(error)}"]
     reasons = []
     for row, sample in enumerate(part["sample_id"].to_pylist()):
         try:

@@ -61,7 +61,7 @@ def scale_edges(values: NDArray[np.float64]) -> tuple[float, float]:
 def visible(x: NDArray[np.float64], y: NDArray[np.float64], columns: int, rows: int) -> NDArray[np.int64]:
     """Positions of the points to draw: all, or of more than `THIN_ABOVE` one for every pixel that is hit.
 
-    The picture is the same to a pixel, so extremes are never lost.
+    No point is further than a pixel from one that is drawn, so extremes are never lost.
 
     Args:
         x: Shape ``[N]``.
@@ -72,7 +72,8 @@ def visible(x: NDArray[np.float64], y: NDArray[np.float64], columns: int, rows: 
     if len(x) <= THIN_ABOVE:
         return np.arange(len(x))
     cell = _pixels(x, columns) * rows + _pixels(y, rows)
-    return np.unique(cell, return_index=True)[1].astype(np.int64)
+    first: NDArray[np.int64] = np.unique(cell, return_index=True)[1]
+    return first
 
 
 def says_thinned(drawn: int, total: int, what: str) -> str:

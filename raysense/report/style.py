@@ -63,7 +63,7 @@ def figure_bytes(figure: Figure, format: str) -> bytes:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, as in the paper's tables: 0.0310, 2.16, 2.87e-3, 1.47e4; a dash for an unknown value."""
+    """Three significant digits, as in the paper's tables: 0.0310, 2.16, 2.87e-3, 1.47e4; a dash where unknown."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):

@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests: an isolated cache, single-threaded torch, scans run in real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two test machines' cores are shared with Ray workers; more threads only make timings and sums vary."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trained digits go to a cache of this test run, which the processes it starts share."""
+    earlier = os.environ.get("RAYSENSE_CACHE")
+    os.environ["RAYSENSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if earlier is None:
+        del os.environ["RAYSENSE_CACHE"]
+    else:
+        os.environ["RAYSENSE_CACHE"] = earlier
+
+
+@pytest.fixture(scope="session")
+def command() -> str:
+    """Path of the installed `raysense` command."""
+    path = Path(sys.executable).parent / "raysense"
+    assert path.exists(), "the package is not installed; run make test"
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
