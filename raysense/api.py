@@ -15,6 +15,7 @@ from typing import Any
 from raysense.engine.files import Directory
 from raysense.engine.lock import is_running
 from raysense.engine.run import Outcome, run_scan
+from raysense.engine.runtime import check_reachable
 from raysense.engine.store import Store
 from raysense.engine.worker import bind_scan
 from raysense.errors import UsageError
@@ -59,6 +60,7 @@ def scan(
         store = Store.open(out)
         _check_same_spec(store, kind, checked)
         return _finish(store, options, quiet)
+    check_reachable(options)
     Store.check_free(directory)
     return run_scan(_create(kind, checked, out), options, quiet)
 
@@ -150,6 +152,7 @@ def _create(kind: str, spec: ScanSpec, out: str | os.PathLike[str]) -> Store:
 
 
 def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
+    check_reachable(options)
     scan_, prepared = bind_scan(store)
     units = scan_.units(prepared)
     if len(store.committed()) < len(units):
@@ -157,8 +160,8 @@ def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
         for name, now in scan_.fingerprints(ComputeOptions()).items():
             if saved[name] != now:
                 raise UsageError(
-                    f"{name} changed since the scan {store.location!r} was started: its fingerprint was {saved[name][:12]}, is "
-                    f"{now[:12]} now; restore the {name}, or start a new scan in another directory"
+                    f"{name} changed since the scan {store.location!r} was started: its fingerprint was {saved[name][:12]}, "
+                    f"is {now[:12]} now; restore the {name}, or start a new scan in another directory"
                 )
     return run_scan(store, options, quiet)
 
@@ -166,9 +169,13 @@ def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
 def _check_same_spec(store: Store, kind: str, spec: ScanSpec) -> None:
     document = store.document()
     if document["kind"] != kind:
-        raise UsageError(f"out {store.location!r} holds a scan of kind {document['kind']!r}, not {kind!r}; name another directory")
+        raise UsageError(
+            f"out {store.location!r} holds a scan of kind {document['kind']!r}, not {kind!r}; name another directory"
+        )
     saved, now = document["spec"], spec.model_dump(mode="json")
-    changed = [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in now if saved.get(name) != now.get(name)]
+    changed = [
+        f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in now if saved.get(name) != now.get(name)
+    ]
     if changed:
         raise UsageError(f"out {store.location!r} holds another scan: {'; '.join(changed)}; name another directory")
 

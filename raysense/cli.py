@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from raysense import __version__
-from raysense.command_options import RUN_NAMES, debug_option, given, model_options, out_option, quiet_option, run_options
+from raysense.command_options import (
+    RUN_NAMES,
+    debug_option,
+    given,
+    model_options,
+    out_option,
+    progress_callback,
+    quiet_option,
+    run_options,
+)
 from raysense.errors import RaysenseError, UsageError
 from raysense.query import EXPORT_FORMATS, RESULT_FORMATS
 
@@ -111,9 +120,9 @@ def run(file: str, out: str | None, resume: bool, quiet: bool, debug: bool, **op
     kind, saved_out, saved_run = document.pop("kind", None), document.pop("out", None), document.pop("run", {})
     out = out or saved_out
     if not isinstance(kind, str):
-        raise UsageError(f"file {file!r} has no kind; add a line such as kind = \"influence\"")
+        raise UsageError(f'file {file!r} has no kind; add a line such as kind = "influence"')
     if not isinstance(out, str):
-        raise UsageError(f"file {file!r} has no out; add a line such as out = \"runs/first\", or give --out")
+        raise UsageError(f'file {file!r} has no out; add a line such as out = "runs/first", or give --out')
     if not isinstance(saved_run, Mapping):
         raise UsageError(f"file {file!r}: run is {saved_run!r}; make it a table [run] with workers, batch_size, ...")
     outcome = scan(kind, out, run={**saved_run, **given(options)}, quiet=quiet, resume=resume, **document)
@@ -149,7 +158,9 @@ def status(directory: str, debug: bool) -> None:
         left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
         click.echo(f"rate     {now.rate:.3g} samples/s{left}")
     for record in now.failed:
-        click.echo(f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)")
+        click.echo(
+            f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)"
+        )
     if state == "stopped":
         click.echo(f"finish it with: raysense resume {directory}")
 
@@ -167,7 +178,9 @@ class _SqlCommand(click.Command):
 
 @main.command(cls=_SqlCommand)
 @click.argument("arguments", nargs=-1, required=True, metavar="DIRECTORY... [QUERY]")
-@click.option("--format", "format_", default="table", show_default=True, metavar="|".join(RESULT_FORMATS), help="Output format.")
+@click.option(
+    "--format", "format_", default="table", show_default=True, metavar="|".join(RESULT_FORMATS), help="Output format."
+)
 @debug_option
 def sql(arguments: tuple[str, ...], format_: str, debug: bool) -> None:
     """Query the results of one or several scans with SQL; a prompt without QUERY.
@@ -196,24 +209,27 @@ def sql(arguments: tuple[str, ...], format_: str, debug: bool) -> None:
 @main.command()
 @click.argument("directories", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="HTML file to write; figures go to a folder beside it.")
+@quiet_option
 @debug_option
-def report(directories: tuple[str, ...], output: str, debug: bool) -> None:
+def report(directories: tuple[str, ...], output: str, quiet: bool, debug: bool) -> None:
     """Write a self-contained HTML report of one or several scans, with its figures as PNG and PDF files."""
-    from raysense.report import write_report
+    from raysense.report.page import write_report
 
-    written = write_report(directories, output)
+    with progress_callback("report", quiet) as callback:
+        written = write_report(directories, output, progress=callback)
     click.echo(f"wrote {written[0]} and {len(written) - 1} figure files beside it")
 
 
 @main.command()
 @click.argument("directory")
 @click.option("-o", "--output", required=True, help="New directory or URI to write to.")
-@click.option("--format", "format_", default="parquet", show_default=True, metavar="|".join(EXPORT_FORMATS), help="File format.")
+@click.option(
+    "--format", "format_", default="parquet", show_default=True, metavar="|".join(EXPORT_FORMATS), help="File format."
+)
 @quiet_option
 @debug_option
 def export(directory: str, output: str, format_: str, quiet: bool, debug: bool) -> None:
     """Write every table of a scan as one file."""
-    from raysense.command_options import progress_callback
     from raysense.query.export import export_tables
 
     with progress_callback("export", quiet) as callback:
@@ -239,15 +255,19 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     left = outcome.units - outcome.committed - len(outcome.failed)
     if outcome.failed:
         click.echo(
-            f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures", err=True
+            f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures",
+            err=True,
         )
     if outcome.interrupted and left:
         click.echo(
-            f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {out}", err=True
+            f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {out}",
+            err=True,
         )
         return _INTERRUPTED
     if outcome.complete and not quiet:
-        click.echo(f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html")
+        click.echo(
+            f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
+        )
     return _FAILED if outcome.failed else 0
 
 

@@ -101,7 +101,7 @@ def train_digits(seed: int = 0) -> DigitsNet:
             for batch in torch.split(torch.randperm(len(data.labels), generator=generator), _BATCH):
                 loss = nn.functional.cross_entropy(network(data.images[batch]), data.labels[batch])
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 schedule.step()
     return network.eval()

@@ -20,3 +20,8 @@ class SampleError(RaysenseError):
 
 class ScanFailed(RaysenseError):
     """The scan ended with failed units or could not go on (exit status 1)."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

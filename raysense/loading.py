@@ -95,7 +95,7 @@ class SampleLoader:
         self._ahead: deque[tuple[tuple[int, int], Future[Samples]]] = deque()
 
     def stream(self, start: int, stop: int, upcoming: tuple[int, int] | None = None) -> Iterator[Samples]:
-        """Samples of rows ``start`` to ``stop`` in order, in chunks; starts on the ``upcoming`` rows when those are read."""
+        """Samples of rows ``start`` to ``stop`` in order, in chunks; then begins to read the ``upcoming`` rows."""
         chunks = _chunks(start, stop)
         if not self._loaders:
             for chunk in chunks:
@@ -135,7 +135,9 @@ class SampleLoader:
                 parts.append(self._started_pool().submit(_decode_in_process, row, row + 1).result())
             except BrokenProcessPool:
                 self.close()
-                parts.append(Samples([], np.zeros((0, 1, 1, 1), np.uint8), {row: "decoding it killed the loader process"}))
+                parts.append(
+                    Samples([], np.zeros((0, 1, 1, 1), np.uint8), {row: "decoding it killed the loader process"})
+                )
         images = [part.images for part in parts if part.rows]
         return Samples(
             [row for part in parts for row in part.rows],

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from raysense.digits import DIGIT_CLASSES, trained_digits
-from raysense.networks import ExportedModel, Normalize, check_exported, first_line, load_checkpoint
+from raysense.errors import first_line
+from raysense.networks import ExportedModel, Normalize, check_exported, load_checkpoint
 from raysense.preprocessing import Preprocessing
 from raysense.references import (
     Reference,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from raysense.errors import UsageError
+from raysense.errors import UsageError, first_line
 from raysense.references import Reference, local_path
 
 
@@ -124,11 +124,6 @@ def load_checkpoint(module: nn.Module, path: str, reference: Reference) -> None:
         parts += [f"has the unknown {unexpected[0]}"] if unexpected else []
         message = f"checkpoint {file} {' and '.join(parts)} ({len(missing)} missing, {len(unexpected)} unknown keys)"
         raise reference.error(f"{message}; it belongs to another architecture than {type(module).__name__}")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().partition("\n")[0]
 
 
 def _state_dict(loaded: object) -> Mapping[str, Tensor] | None:

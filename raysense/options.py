@@ -12,7 +12,9 @@ class ComputeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the workers; auto takes a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the workers; auto takes a GPU where there is one"
+    )
     batch_size: int | Literal["auto"] = Field("auto", description="samples per batch; auto measures itself")
     threads: int | None = Field(None, ge=1, description="CPU threads of this process; none leaves torch's own choice")
     loaders: int = Field(0, ge=0, description="processes that decode images beside the computation")
@@ -34,7 +36,9 @@ class RunOptions(BaseModel):
         "auto", description="workers; auto: one a GPU, else one a CPU core; max: as many as an autoscaler gives"
     )
     batch_size: int | Literal["auto"] = Field("auto", description="samples per batch; auto measures itself")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the workers; auto takes a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the workers; auto takes a GPU where there is one"
+    )
     address: str | None = Field(None, description="address of a running Ray cluster, or auto; none starts Ray locally")
     unit_timeout: float | Literal["auto"] = Field(
         "auto", description="seconds after which a unit counts as hung; auto: 50 times the median, at least 10 minutes"

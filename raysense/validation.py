@@ -39,7 +39,9 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
         return message
     # A union reports one error for each member; together they say what is allowed.
     allowed = dict.fromkeys(
-        item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False) if item["loc"][:1] == (name,)
+        item["msg"].removeprefix("Value error, ")
+        for item in error.errors(include_url=False)
+        if item["loc"][:1] == (name,)
     )
     hint = " or ".join(text[0].lower() + text[1:] for text in allowed)
     return f"argument {name!r} is {first['input']!r}: {hint}"

@@ -13,7 +13,9 @@ def tiny_network(classes: int, hidden: int = 16, size: int = 30, scale: float = 
         nn.Flatten(), nn.Linear(size, 32), nn.Tanh(), nn.Linear(32, hidden), nn.Tanh(), nn.Linear(hidden, classes)
     ).double()
     for parameter in network.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / parameter.shape[-1] ** 0.5
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / parameter.shape[-1] ** 0.5
+        )
         parameter.requires_grad_(False)
     network[-1].weight.mul_(scale)
     return network

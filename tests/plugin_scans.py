@@ -74,5 +74,9 @@ class NumbersComputer(Computer):
             time.sleep(1000)
         time.sleep(spec.seconds)
         values = [self._numbers[row].as_py() for row in range(unit.start, unit.stop)]
-        return {"squares": pa.table({"number": values, "square": [value * value for value in values]},
-                                    schema=NumbersScan.schemas()["squares"])}
+        return {
+            "squares": pa.table(
+                {"number": values, "square": [value * value for value in values]},
+                schema=NumbersScan.schemas()["squares"],
+            )
+        }

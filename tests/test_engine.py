@@ -176,7 +176,9 @@ def test_interrupted_with_ctrl_c(tmp_path: Path, command: str) -> None:
     assert 5 <= outcome["committed"] < 100
     assert outcome["committed"] == committed(out)
     assert raysense.status(out).running is False
-    finished = subprocess.run([command, "resume", str(out), "--workers", "2"], capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [command, "resume", str(out), "--workers", "2"], capture_output=True, text=True, check=True
+    )
     assert "100 units are in" in finished.stdout
     squares(out, 400)
 
@@ -243,5 +245,3 @@ def test_killed_node(tmp_path: Path) -> None:
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no Ray cluster answers"):
         raysense.scan(KIND, tmp_path / "s", run={"workers": 1, "address": "127.0.0.1:1"}, items=8)
-
-

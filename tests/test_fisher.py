@@ -36,7 +36,9 @@ def random_case(
     return scale * normal(samples, classes), jacobian, torch.randint(classes, (samples,), generator=generator)
 
 
-@pytest.mark.parametrize(("classes", "rank"), [(2, 1), (2, 40), (5, 1), (5, 3), (5, 40), (10, 4), (10, 40), (30, 7), (30, 40)])
+@pytest.mark.parametrize(
+    ("classes", "rank"), [(2, 1), (2, 40), (5, 1), (5, 3), (5, 40), (10, 4), (10, 40), (30, 7), (30, 40)]
+)
 @pytest.mark.parametrize("scale", [0.3, 1.5])
 def test_influence_equals_its_definition(classes: int, rank: int, scale: float) -> None:
     logits, jacobian, chosen = random_case(classes, rank, scale, seed=classes * 100 + rank)
@@ -106,9 +108,7 @@ def test_no_gradient_no_influence() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), classes=st.integers(2, 12), rank=st.integers(1, 14), condition=st.floats(0.0, 2.0)
-)
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 12), rank=st.integers(1, 14), condition=st.floats(0.0, 2.0))
 def test_influence_is_invariant_under_reparameterisation(seed: int, classes: int, rank: int, condition: float) -> None:
     """Theorem 1: J R with R invertible has the same influence, for any conditioning short of the rank threshold."""
     logits, jacobian, chosen = random_case(classes, rank, 2.0, seed, samples=3, size=15)

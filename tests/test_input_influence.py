@@ -71,7 +71,9 @@ def test_batches_are_split_to_bound_the_gradients_without_changing_a_value() -> 
 
 
 @pytest.mark.parametrize("objective", ["label", "predicted"])
-@pytest.mark.parametrize(("classes", "hidden", "scale"), [(2, 8, 3.0), (10, 16, 8.0), (10, 16, 40.0), (10, 4, 8.0), (1000, 64, 12.0)])
+@pytest.mark.parametrize(
+    ("classes", "hidden", "scale"), [(2, 8, 3.0), (10, 16, 8.0), (10, 16, 40.0), (10, 4, 8.0), (1000, 64, 12.0)]
+)
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-3])
 def test_certified_interval_contains_the_exact_value(
     classes: int, hidden: int, scale: float, tolerance: float, objective: str

@@ -146,7 +146,9 @@ def test_a_driver_elsewhere_counts_while_its_heart_beats(store: Store) -> None:
 def test_of_many_drivers_that_start_together_one_wins(store: Store) -> None:
     script = HOLD.replace("time.sleep(60)", "time.sleep(3)")
     drivers = [
-        subprocess.Popen([sys.executable, "-c", script, store.location], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", script, store.location], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     outputs = [driver.communicate()[0] for driver in drivers]

@@ -24,6 +24,7 @@ from raysense.scans.base import Unit
 
 _POLL_SECONDS = 0.2
 _STARTS_WITHOUT_SUCCESS = 3
+_UNITS_BEFORE_HUNG = 10
 _HUNG_MEDIANS = 50.0
 _HUNG_SECONDS = 600.0
 _DRAIN_SECONDS = 20.0
@@ -231,10 +232,12 @@ class Dispatcher:
             self._charge(computing, "loss", _reason(error), str(error))
 
     def _kill_hung(self) -> None:
-        limit = self._options.unit_timeout
-        if limit == "auto":
-            if len(self._seconds) < 10:
-                return
+        asked = self._options.unit_timeout
+        if isinstance(asked, float):
+            limit = asked
+        elif len(self._seconds) < _UNITS_BEFORE_HUNG:
+            return
+        else:
             limit = max(_HUNG_SECONDS, _HUNG_MEDIANS * statistics.median(self._seconds))
         now = time.monotonic()
         for actor in list(self._actors):

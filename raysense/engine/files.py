@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysense.errors import UsageError
+from raysense.errors import UsageError, first_line
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -43,7 +43,7 @@ class Directory:
                 self.filesystem, self.root = pafs.FileSystem.from_uri(text)
             except (pa.ArrowInvalid, OSError, ValueError) as error:
                 raise UsageError(
-                    f"{argument} {text!r} cannot be opened ({_first_line(error)}); use a local path or a URI that pyarrow "
+                    f"{argument} {text!r} cannot be opened ({first_line(error)}); use a local path or a URI that pyarrow "
                     "knows, such as s3://bucket/run"
                 ) from error
             self.location = text.rstrip("/")
@@ -59,7 +59,7 @@ class Directory:
     @property
     def name(self) -> str:
         """Last component of the path, used as the scan's short name."""
-        return self.root.rsplit("/", 1)[-1]
+        return str(self.root).rsplit("/", 1)[-1]
 
     def path(self, relative: str) -> str:
         """Path of a file of this folder, as its filesystem wants it."""
@@ -144,7 +144,3 @@ class Directory:
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

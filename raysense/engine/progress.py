@@ -7,9 +7,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
-from rich.progress import Task
 from rich.text import Text
 
 from raysense.scans.base import Unit
@@ -102,6 +101,7 @@ class _Counts(ProgressColumn):
 
 
 def clock(seconds: float) -> str:
+    """A duration as minutes:seconds or hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 import psutil
 import ray
 
-from raysense.errors import UsageError
+from raysense.devices import resolve_device
+from raysense.errors import UsageError, first_line
 from raysense.options import RunOptions
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # the smallest Ray takes: rows never travel through it
 _BYTES_PER_CPU_WORKER = 2**30
 _MOST_REQUESTED = 1024
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class Placement:
     threads: int | None
 
 
+def check_reachable(options: RunOptions) -> None:
+    """Raise UsageError where the asked for cluster or device is plainly not there; quick, and before anything starts."""
+    address = _address(options)
+    if address == "local":
+        if options.device == "cuda":
+            resolve_device("cuda")
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
 @contextmanager
 def cluster(options: RunOptions) -> Iterator[None]:
     """Ray, started locally or joined at ``address`` (or RAY_ADDRESS); left as it was found.
@@ -47,30 +66,37 @@ def cluster(options: RunOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(options)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    try:
-        if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
+    if address == "local":
+        ray.init(
+            address="local",
+            num_cpus=local_cpus(),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    else:
+        check_reachable(options)
+        try:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address == "local":
-            raise
-        raise UsageError(
-            f"address {address!r}: no Ray cluster answers there ({(str(error).splitlines() or ['?'])[0]}); "
-            "start one with `ray start --head`, or leave --address out to run locally"
-        ) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _address(options: RunOptions) -> str:
+    return options.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"address {address!r}: no Ray cluster answers there ({first_line(error)}); "
+        "start one with `ray start --head`, or leave --address out to run locally"
+    )
 
 
 def local_cpus() -> int:
@@ -91,7 +117,9 @@ def place(options: RunOptions, units: int) -> Placement:
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     if options.device == "cuda" and not gpus and options.workers != "max":
-        raise UsageError("device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler")
+        raise UsageError(
+            "device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler"
+        )
     use_gpus = options.device == "cuda" or (options.device == "auto" and gpus > 0)
     if use_gpus:
         wanted = gpus if options.workers == "auto" else options.workers

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.engine.files import Directory
-from raysense.errors import RaysenseError, UsageError
+from raysense.errors import RaysenseError, UsageError, first_line
 
 SCAN_FILE = "scan.json"
 LISTING_FILE = "listing.arrow"
@@ -66,7 +66,8 @@ class Store:
                 held = {entry.name for entry in directory.list("")} - {LISTING_FILE, "driver.json", ".driver.lock"}
                 if held or not directory.exists(LISTING_FILE):
                     raise UsageError(
-                        f"out {directory.location!r} holds something that is not a raysense scan; name a new or empty directory"
+                        f"out {directory.location!r} holds something that is not a raysense scan; "
+                        "name a new or empty directory"
                     )
             directory.write(".probe", b"raysense")
             directory.delete(".probe")
@@ -86,7 +87,8 @@ class Store:
             version = store.document()["format"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
-                f"directory {directory.location!r} holds no scan (no {SCAN_FILE}); name a directory that `raysense scan` wrote"
+                f"directory {directory.location!r} holds no scan (no {SCAN_FILE}); "
+                "name a directory that `raysense scan` wrote"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{directory.path(SCAN_FILE)} is not a raysense scan document: {error}") from error
@@ -121,7 +123,9 @@ class Store:
         try:
             return self.directory.read_table(LISTING_FILE)
         except (pa.ArrowInvalid, OSError) as error:
-            raise RaysenseError(f"{self.directory.path(LISTING_FILE)} is damaged ({error}); start a new scan") from error
+            raise RaysenseError(
+                f"{self.directory.path(LISTING_FILE)} is damaged ({error}); start a new scan"
+            ) from error
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
@@ -186,7 +190,9 @@ class Store:
             return []
         committed = self.committed()
         return [
-            self.directory.read_json(f"failures/{name}") for name in names if name.removesuffix(".json") not in committed
+            self.directory.read_json(f"failures/{name}")
+            for name in names
+            if name.removesuffix(".json") not in committed
         ]
 
 
@@ -196,5 +202,5 @@ def _check_unit_id(unit: str) -> None:
 
 
 def _unwritable(directory: Directory, error: OSError) -> UsageError:
-    reason = error.strerror or (str(error).splitlines() or ["input/output error"])[0]
+    reason = error.strerror or first_line(error)
     return UsageError(f"out {directory.location!r} cannot be written ({reason}); name a directory you may write to")

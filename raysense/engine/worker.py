@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.engine.store import Store
-from raysense.errors import UsageError
+from raysense.errors import UsageError, first_line
 from raysense.options import ComputeOptions
 from raysense.scans import Computer, Prepared, Scan, Unit, get_scan
 from raysense.scans.tables import UNITS
@@ -87,7 +87,7 @@ class Worker:
             units = pa.Table.from_pylist([record], schema=UNITS)
             self._store.commit(unit.id, {**tables, "units": units}, {"attempt": attempt, "worker": self._id})
         except Exception as error:
-            summary = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            summary = f"{type(error).__name__}: {first_line(error)}"
             return Reply(False, time.perf_counter() - clock, summary, traceback.format_exc())
         return Reply(True, seconds)
 

@@ -92,7 +92,7 @@ def influence(logits: Tensor, gram: Tensor, classes: Tensor, rtol: float = RANK_
     Returns:
         The influence; invariant under invertible linear maps of the perturbation, Theorem 1.
     """
-    samples, count = logits.shape
+    count = logits.shape[1]
     upper = odds_against(logits, classes)
     eigenvalues, eigenvectors = torch.linalg.eigh(gram)
     largest = eigenvalues[:, -1:].clamp_min(0)
@@ -142,7 +142,9 @@ def _project(logits: Tensor, basis: Tensor, classes: Tensor) -> tuple[Tensor, Te
     # Where p_y is near 1 its own row is a difference that has lost its digits; the other rows give the same sum.
     others = torch.einsum("nk,nkq->nq", weights.scatter(1, classes[:, None], 0.0), rows) / -(chosen_weight**2)
     coordinates = torch.where(chosen_weight**2 > 0.5, others, direct)
-    move = torch.einsum("nkq,nq->nk", rows / weights.clamp_min(torch.finfo(torch.float64).tiny)[:, :, None], coordinates)
+    move = torch.einsum(
+        "nkq,nq->nk", rows / weights.clamp_min(torch.finfo(torch.float64).tiny)[:, :, None], coordinates
+    )
     return (coordinates**2).sum(1), move
 
 

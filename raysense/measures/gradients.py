@@ -81,7 +81,11 @@ class _ConstantParameters(TorchFunctionMode):
     _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in self._LINEAR:
@@ -91,11 +95,16 @@ class _ConstantParameters(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _linear(func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+def _linear(
+    func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
+) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
     if tangent is None or forward_ad.unpack_dual(weight).tangent is not None:
         return func(x, weight, bias, *rest, **named)
-    return forward_ad.make_dual(func(primal, weight, bias, *rest, **named), func(tangent, weight, None, *rest, **named))
+    moved: Tensor = forward_ad.make_dual(
+        func(primal, weight, bias, *rest, **named), func(tangent, weight, None, *rest, **named)
+    )
+    return moved
 
 
 def _batch_norm(
@@ -115,4 +124,5 @@ def _batch_norm(
     if training or running_var is None:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
-    return forward_ad.make_dual(output, tangent * scale.view(1, -1, *[1] * (x.ndim - 2)))
+    moved: Tensor = forward_ad.make_dual(output, tangent * scale.view(1, -1, *[1] * (x.ndim - 2)))
+    return moved

@@ -94,7 +94,9 @@ def exact_influence(
         _exact(model, images[chunk], None if classes is None else classes[chunk], rank_rule)
         for chunk in _chunks(everything, count * _image_bytes(images), gradient_bytes)
     ]
-    return InputInfluence(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(InputInfluence)))
+    return InputInfluence(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(InputInfluence))
+    )
 
 
 def _exact(model: Model, images: Tensor, classes: Tensor | None, rank_rule: str = "invariant") -> InputInfluence:
@@ -286,15 +288,16 @@ def _direction(gradients: Tensor, gram: Tensor, move: Tensor, reference: Tensor)
     tiny = torch.finfo(gradients.dtype).tiny
     coefficients = coefficients / coefficients.abs().amax(1, keepdim=True).clamp_min(tiny)
     direction = torch.einsum("nm,nmp->np", coefficients.to(gradients.dtype), gradients)
-    return direction / direction.norm(dim=1, keepdim=True).clamp_min(tiny)
+    length: Tensor = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+    return direction / length.clamp_min(tiny)
 
 
 def _image_bytes(images: Tensor) -> int:
-    return images[0].numel() * images.element_size()
+    return int(images[0].numel() * images.element_size())
 
 
 def _chunks(indices: Tensor, sample_bytes: int, bound: int) -> tuple[Tensor, ...]:
-    return indices.split(max(1, bound // sample_bytes))
+    return torch.split(indices, max(1, bound // sample_bytes))
 
 
 def _assign(result: InputInfluence, index: Tensor, part: InputInfluence) -> None:

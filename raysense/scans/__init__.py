@@ -42,8 +42,12 @@ def get_scan(kind: str) -> type[Scan]:
         return _registry()[kind]
     where, _, name = kind.rpartition(":")
     if not where or not name.isidentifier():
-        raise UsageError(f"kind {kind!r} is not a scan; choose one of {', '.join(scan_kinds())}, or file.py:Class of your own")
+        raise UsageError(
+            f"kind {kind!r} is not a scan; choose one of {', '.join(scan_kinds())}, or file.py:Class of your own"
+        )
     found = import_factory(Reference("file" if where.endswith(".py") else "module", kind, {}, kind, "kind"))
     if not (inspect.isclass(found) and issubclass(found, Scan)):
-        raise UsageError(f"kind {kind!r} is not a scan: {name} is not a subclass of raysense.scans.Scan; name one that is")
+        raise UsageError(
+            f"kind {kind!r} is not a scan: {name} is not a subclass of raysense.scans.Scan; name one that is"
+        )
     return found

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 
 from raysense.datasets import DataSource, Listing, open_data
-from raysense.errors import SampleError, UsageError
+from raysense.devices import resolve_device
+from raysense.errors import SampleError, UsageError, first_line
 from raysense.loading import SampleDecoder, SampleLoader, as_float
 from raysense.models import LoadedModel, load_model
 from raysense.options import ComputeOptions
@@ -71,7 +72,9 @@ def current_fingerprints(spec: SampledSpec) -> dict[str, str]:
     return _fingerprints(load_model(spec.model), open_data(spec.data, spec.split).list())
 
 
-def open_samples(spec: SampledSpec, prepared: Prepared, options: ComputeOptions) -> tuple[LoadedModel, SampleLoader, str]:
+def open_samples(
+    spec: SampledSpec, prepared: Prepared, options: ComputeOptions
+) -> tuple[LoadedModel, SampleLoader, str]:
     """Model on the device and a loader of the listed samples, in a worker's process.
 
     Raises:
@@ -84,8 +87,8 @@ def open_samples(spec: SampledSpec, prepared: Prepared, options: ComputeOptions)
     expected = prepared.facts["fingerprints"]["model"]
     if model.fingerprint != expected:
         raise UsageError(
-            f"model {spec.model!r} has fingerprint {model.fingerprint[:12]} here, the scan was started with {expected[:12]}; "
-            "make the same weights visible on every machine"
+            f"model {spec.model!r} has fingerprint {model.fingerprint[:12]} here, the scan was started with "
+            f"{expected[:12]}; make the same weights visible on every machine"
         )
     facts = prepared.facts["preprocessing"]
     decoder = SampleDecoder(
@@ -94,15 +97,6 @@ def open_samples(spec: SampledSpec, prepared: Prepared, options: ComputeOptions)
         tuple(prepared.facts["model"]["input_shape"]),
     )
     return model, SampleLoader(decoder, options.loaders), device
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` as what this process has."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda' asked for, but PyTorch sees no CUDA device here; use --device cpu or auto")
-    return device
 
 
 def _fingerprints(model: LoadedModel, listing: Listing) -> dict[str, str]:
@@ -131,8 +125,8 @@ def _check_labels(spec: SampledSpec, table: pa.Table, classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise UsageError(
-            f"data {spec.data!r}: label {labels[wrong[0]]} of sample {table['sample_id'][int(wrong[0])].as_py()!r} is out of "
-            f"range ({len(wrong)} such samples); the model {spec.model!r} has classes 0 to {classes - 1}"
+            f"data {spec.data!r}: label {labels[wrong[0]]} of sample {table['sample_id'][int(wrong[0])].as_py()!r} is "
+            f"out of range ({len(wrong)} such samples); the model {spec.model!r} has classes 0 to {classes - 1}"
         )
 
 
@@ -156,7 +150,7 @@ def _probe(
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
             f"model {spec.model!r} does not take the images of data {spec.data!r}, {list(batch.shape)}: "
-            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            f"{first_line(error)}"
         ) from error
     _check_output(spec, output, again, alone, names)
     return tuple(batch.shape[1:]), output.shape[1]
@@ -183,24 +177,30 @@ def _check_output(spec: SampledSpec, output: Any, again: torch.Tensor, alone: to
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != len(names) or output.shape[1] < 2:
         what = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UsageError(
-            f"model {spec.model!r} returns {what} for {len(names)} images; it must return logits [N, K] with K of at least 2"
+            f"model {spec.model!r} returns {what} for {len(names)} images; "
+            "it must return logits [N, K] with K of at least 2"
         )
     for name, row in zip(names, output, strict=True):
         if not torch.isfinite(row).all():
             raise UsageError(
-                f"model {spec.model!r} gives logits that are not finite for sample {name!r}; check its weights and the pixel range"
+                f"model {spec.model!r} gives logits that are not finite for sample {name!r}; "
+                "check its weights and the pixel range"
             )
     scale = float(output.abs().max()) or 1.0
     for other, why in (
-        (float((output - again).abs().max()), "gives different logits for the same images (is a random layer left on?)"),
+        (
+            float((output - again).abs().max()),
+            "gives different logits for the same images (is a random layer left on?)",
+        ),
         (float((output[:1] - alone).abs().max()), "gives logits that depend on the other images of the batch"),
     ):
         if other > 1e-3 * scale:
             raise UsageError(f"model {spec.model!r} {why}; results would depend on chance or batch size")
 
 
-def samples_table(prepared: Prepared, start: int, stop: int, scores: dict[int, tuple[int, float, float]],
-                  errors: dict[int, str]) -> pa.Table:
+def samples_table(
+    prepared: Prepared, start: int, stop: int, scores: dict[int, tuple[int, float, float]], errors: dict[int, str]
+) -> pa.Table:
     """Rows of table ``samples`` for rows ``start`` to ``stop`` of the listing.
 
     Args:
@@ -219,5 +219,3 @@ def samples_table(prepared: Prepared, start: int, stop: int, scores: dict[int, t
         columns.append(pa.array([scores[row][index] if row in scores else None for row in rows], kind))
     columns.append(pa.array([errors.get(row) for row in rows], pa.string()))
     return pa.table(columns, schema=SAMPLES)
-
-

@@ -110,6 +110,10 @@ class Scan(ABC):
         """Every unit, in a deterministic order: runs of ``unit_size`` rows of the listing."""
         total = prepared.listing.num_rows
         return [
-            Unit(f"{start:010d}-{min(start + prepared.unit_size, total):010d}", start, min(start + prepared.unit_size, total))
+            Unit(
+                f"{start:010d}-{min(start + prepared.unit_size, total):010d}",
+                start,
+                min(start + prepared.unit_size, total),
+            )
             for start in range(0, total, prepared.unit_size)
         ]

@@ -25,9 +25,11 @@ class InfluenceSpec(SampledSpec):
     )
     method: Literal["exact", "certified", "bound"] = Field(
         "exact",
-        description="exact: K backward passes; certified: an interval to the tolerance; bound: forward only, an upper bound",
+        description="exact: K backward passes; certified: an interval to the tolerance; bound: an upper bound, no passes",
     )
-    tolerance: float = Field(1e-3, gt=0, lt=1, description="certified: relative width (upper - lower) / upper of the interval")
+    tolerance: float = Field(
+        1e-3, gt=0, lt=1, description="certified: relative width (upper - lower) / upper of the interval"
+    )
     rank_rule: Literal["invariant", "published"] = Field(
         "invariant", description="invariant: relative rank threshold; published: the authors' absolute thresholds"
     )
@@ -40,7 +42,8 @@ class InfluenceSpec(SampledSpec):
             )
         if self.method == "certified" and self.tolerance < 1e-5:
             raise ValueError(
-                f"tolerance {self.tolerance:g} is below what single-precision passes can certify; use at least 1e-5, or --method exact"
+                f"tolerance {self.tolerance:g} is below what single-precision passes can certify; "
+                "use at least 1e-5, or --method exact"
             )
         return self
 
@@ -64,16 +67,36 @@ class InfluenceScan(Scan):
             [
                 column("sample_id", pa.string(), "stable id of the sample; the key that joins scans", "id"),
                 column("target", pa.string(), "what is perturbed", "name"),
-                column("layer", pa.string(), "the layer whose parameters are perturbed; null for other targets", "name", True),
+                column(
+                    "layer",
+                    pa.string(),
+                    "the layer whose parameters are perturbed; null for other targets",
+                    "name",
+                    True,
+                ),
                 column("objective", pa.string(), "f = -log p of this class: label (true) or predicted", "name"),
-                column("method", pa.string(), "exact, certified (an interval) or bound (only fi_upper is known)", "name"),
+                column(
+                    "method", pa.string(), "exact, certified (an interval) or bound (only fi_upper is known)", "name"
+                ),
                 column("fi", pa.float64(), "influence measure, Eq. (3); certified: middle of the interval", "1", True),
                 column("fi_lower", pa.float64(), "certified lower bound of the influence measure", "1"),
                 column("fi_upper", pa.float64(), "upper bound of the influence measure, at most (1 - p) / p", "1"),
                 column("rank", pa.int32(), "rank of the Fisher metric; null where not computed", "count", True),
                 column("n_backward", pa.int32(), "backward passes spent on the sample", "count"),
-                column("jacobian_norm", pa.float64(), "norm of df/dw, Eq. (4); null for method bound", "1/pixel value", True),
-                column("cook", pa.float64(), "Cook's local influence, Eq. (5), maximised; null where not asked for", "1", True),
+                column(
+                    "jacobian_norm",
+                    pa.float64(),
+                    "norm of df/dw, Eq. (4); null for method bound",
+                    "1/pixel value",
+                    True,
+                ),
+                column(
+                    "cook",
+                    pa.float64(),
+                    "Cook's local influence, Eq. (5), maximised; null where not asked for",
+                    "1",
+                    True,
+                ),
             ],
             metadata={"doc": "one row a sample and target: the influence measure FI of Shu & Zhu 2019"},
         )

@@ -13,7 +13,9 @@ from raysense.scans.base import ScanSpec
 class SampledSpec(ScanSpec):
     """A model, and the samples of a data set."""
 
-    model: str = Field(description="model reference, e.g. digits, torchvision:resnet50?weights=DEFAULT, file.py:factory")
+    model: str = Field(
+        description="model reference, e.g. digits, torchvision:resnet50?weights=DEFAULT, file.py:factory"
+    )
     data: str = Field(description="data reference, e.g. digits, folder:/path, npz:file.npz?x=x&y=y, parquet:/path")
     split: tuple[str, ...] = Field((), description="splits to scan, separated by commas; none takes the data's default")
     limit: int | None = Field(None, ge=1, description="only N samples of every split, evenly spaced")

@@ -15,10 +15,18 @@ SAMPLES = pa.schema(
         column("sample_id", pa.string(), "stable id of the sample; the key that joins scans", "id"),
         column("split", pa.string(), "split of the data set the sample is in", "name"),
         column("label", pa.int32(), "true class", "class index"),
-        column("predicted", pa.int32(), "most probable class; null where the sample failed", "class index", nullable=True),
+        column(
+            "predicted", pa.int32(), "most probable class; null where the sample failed", "class index", nullable=True
+        ),
         column("p_label", pa.float64(), "softmax probability of the true class", "probability", nullable=True),
         column("p_predicted", pa.float64(), "softmax probability of the predicted class", "probability", nullable=True),
-        column("error", pa.string(), "why the sample could not be read or scored; null where it could", "text", nullable=True),
+        column(
+            "error",
+            pa.string(),
+            "why the sample could not be read or scored; null where it could",
+            "text",
+            nullable=True,
+        ),
     ],
     metadata={"doc": "one row a sample that was scanned"},
 )
