@@ -160,8 +160,8 @@ def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
         for name, now in scan_.fingerprints(ComputeOptions()).items():
             if saved[name] != now:
                 raise UsageError(
-                    f"{name} changed since the scan {store.location!r} was started: its fingerprint was {saved[name][:12]}, "
-                    f"is {now[:12]} now; restore the {name}, or start a new scan in another directory"
+                    f"{name} changed since the scan {store.location!r} was started: its fingerprint was "
+                    f"{saved[name][:12]}, is {now[:12]} now; restore the {name}, or start a new scan in another directory"
                 )
     return run_scan(store, options, quiet)
 
