@@ -26,10 +26,11 @@ class Progress:
         self._total = total
         self._before = self._done = done
         self._failed = 0
-        self._ready = self._requested = 0
+        self._ready = self._requested = self._most_ready = 0
         self._noun = noun
         self._quiet = quiet
-        self._began = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._working_since: float | None = None
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -51,6 +52,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop showing, with a last line where there is no bar."""
+        self._ready = self._requested = self._most_ready
+        self._refresh()
         self._bar.stop()
         if self._bar.disable:
             self._console.print(self.line(), soft_wrap=True)
@@ -68,7 +71,10 @@ class Progress:
 
     def workers(self, ready: int, requested: int) -> None:
         """How many workers are ready, of how many requested."""
+        if ready and not self._most_ready:
+            self._working_since = time.monotonic()  # before, Ray was starting; that says nothing of the rate
         self._ready, self._requested = ready, requested
+        self._most_ready = max(self._most_ready, ready)
         self._refresh()
 
     def note(self, message: str) -> None:
@@ -77,7 +83,9 @@ class Progress:
 
     def line(self) -> str:
         """The counts as one line of text."""
-        elapsed = time.monotonic() - self._began
+        if self._working_since is None:
+            return f"{self._done}/{self._total} {self._noun}  starting workers"
+        elapsed = time.monotonic() - self._working_since
         rate = (self._done - self._before) / elapsed if elapsed > 0 else 0.0
         left = f"{clock((self._total - self._done) / rate)} left" if rate > 0 else "- left"
         text = f"{self._done}/{self._total} {self._noun}  {rate:.3g}/s  {left}  workers {self._ready}/{self._requested}"

@@ -60,11 +60,10 @@ def run_scan(store: Store, options: RunOptions, quiet: bool = False) -> Outcome:
         if left:
             done = sum(unit.size for unit in units) - sum(unit.size for unit in left)
             progress = Progress(sum(unit.size for unit in units), done, quiet)
-            with _stop_signals() as stop, cluster(options):
+            with _stop_signals() as stop, progress, cluster(options):
                 placement = place(options, len(left))
                 dispatcher = Dispatcher(store, options, _compute_options(options, placement), placement, progress)
-                with progress:
-                    failed = dispatcher.run(left, stop)
+                failed = dispatcher.run(left, stop)
                 stopped = stop()
         return Outcome(len(units), len(store.committed()), tuple(failed), stopped)
 
