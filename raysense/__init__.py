@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from raysense.api import Status, resume, scan, status
     from raysense.engine.run import Outcome
     from raysense.options import RunOptions
+    from raysense.query.connection import open_results
+    from raysense.query.export import export_tables
+    from raysense.report.page import write_report
 
 __version__ = "0.1.0"
 
@@ -21,6 +24,9 @@ _LAZY = {
     "Status": "raysense.api",
     "Outcome": "raysense.engine.run",
     "RunOptions": "raysense.options",
+    "open_results": "raysense.query.connection",
+    "export_tables": "raysense.query.export",
+    "write_report": "raysense.report.page",
 }
 
 __all__ = [
@@ -31,9 +37,12 @@ __all__ = [
     "ScanFailed",
     "Status",
     "UsageError",
+    "export_tables",
+    "open_results",
     "resume",
     "scan",
     "status",
+    "write_report",
 ]
 
 

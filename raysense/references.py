@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -113,7 +114,7 @@ def option_value(text: str) -> bool | int | float | str:
 
 def local_path(text: str) -> Path:
     """Return the absolute local path that a reference or an option names, ``~`` expanded."""
-    return Path(text).expanduser().absolute()
+    return Path(os.path.abspath(Path(text).expanduser()))
 
 
 def import_factory(reference: Reference) -> Callable[..., Any]:

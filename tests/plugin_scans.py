@@ -52,10 +52,10 @@ class NumbersScan(Scan):
 
 
 class NumbersComputer(Computer):
-    device = "cpu"
     batch_size = 1
 
     def __init__(self, spec: NumbersSpec, prepared: Prepared) -> None:
+        self.device = f"gpu {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}"
         self._spec = spec
         self._numbers = prepared.listing["number"]
 

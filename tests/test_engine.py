@@ -133,6 +133,18 @@ def start_stopped_scan(location: Path) -> Path:
     return location
 
 
+def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        assert raysense.scan(KIND, tmp_path / "s", items=200, seconds=0.02).complete
+    finally:
+        ray.shutdown()
+    devices = {(row["worker"], row["device"]) for row in rows(tmp_path / "s", "units", "unit").values()}
+    assert {device for _, device in devices} == {"gpu 0", "gpu 1", "gpu 2"}
+    assert len(devices) == 3
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_workers(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

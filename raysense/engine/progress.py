@@ -53,7 +53,7 @@ class Progress:
     ) -> None:
         """Stop showing, with a last line where there is no bar."""
         self._ready = self._requested = self._most_ready
-        self._refresh()
+        self._bar.update(self._task, completed=self._done)
         self._bar.stop()
         if self._bar.disable:
             self._console.print(self.line(), soft_wrap=True)

@@ -70,8 +70,9 @@ def run_scan(store: Store, options: RunOptions, quiet: bool = False) -> Outcome:
 
 def _compute_options(options: RunOptions, placement: Placement) -> ComputeOptions:
     """Loader processes from the actor's share of the CPUs: one core is kept for the worker itself."""
+    # An actor that was given a GPU still looks whether torch sees it: Ray's idea of GPUs can be a configured number.
     return ComputeOptions(
-        device="cuda" if placement.num_gpus else "cpu",
+        device=options.device if placement.num_gpus else "cpu",
         batch_size=options.batch_size,
         threads=placement.threads,
         loaders=max(1, min(_MOST_LOADERS, int(placement.num_cpus) - 1)),

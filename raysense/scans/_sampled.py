@@ -21,7 +21,8 @@ from raysense.scans.sampled import SampledSpec
 
 _PROBED = 4
 _LARGEST_UNIT = 256
-_SMALLEST_PLAN = 64
+_SMALLEST_UNIT = 16
+_UNITS_WANTED = 64
 _PASSES_PER_UNIT = 16384
 
 
@@ -116,8 +117,8 @@ def _limited(table: pa.Table, limit: int | None) -> pa.Table:
 
 
 def _unit_size(samples: int, passes: int) -> int:
-    """At least 64 units where the data allow, at most 256 samples and about 16,384 passes in each."""
-    return max(1, min(_LARGEST_UNIT, samples // _SMALLEST_PLAN, _PASSES_PER_UNIT // max(1, passes)))
+    """64 units or more, of 16 (worth a batch) to 256 samples and at most about 16,384 passes."""
+    return max(_SMALLEST_UNIT, min(_LARGEST_UNIT, samples // _UNITS_WANTED, _PASSES_PER_UNIT // max(1, passes)))
 
 
 def _check_labels(spec: SampledSpec, table: pa.Table, classes: int) -> None:

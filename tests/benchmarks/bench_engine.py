@@ -10,8 +10,7 @@ import argparse
 import logging
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -103,9 +101,7 @@ class Trials:
 
 def phase(store: Store) -> Phase:
     """Read the table ``units`` of a finished scan."""
-    table = pa.concat_tables(
-        store.directory.read_table(store.table_file("units", unit)) for unit in store.committed()
-    )
+    table = pa.concat_tables(store.directory.read_table(store.table_file("units", unit)) for unit in store.committed())
     starts = table["started"].cast(pa.int64()).to_numpy() / 1e6
     seconds = table["seconds"].to_numpy()
     ends = starts + seconds
