@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Literal
 
+import psutil
 import torch
 
 SMALLEST_AUTO = 8
@@ -14,12 +18,18 @@ _GAIN = 1.05  # a doubled batch must be this much faster to be worth its memory
 
 
 class BatchSizer:
-    """Chooses the batch size. ``auto`` doubles it while that pays, on real batches, so that no work is thrown away."""
+    """Chooses the batch size. ``auto`` doubles it while that pays, on real batches, so that no work is thrown away.
 
-    def __init__(self, size: int | Literal["auto"], largest: int = LARGEST_AUTO) -> None:
+    Args:
+        size: Samples per batch, or ``auto``.
+        memory_used: Gives the share of this process's memory that batches have taken at the most so far; ``auto`` does
+            not double the size where that could exceed it.
+    """
+
+    def __init__(self, size: int | Literal["auto"], memory_used: Callable[[], float] = lambda: 0.0) -> None:
         self.size = SMALLEST_AUTO if size == "auto" else size
         self._exploring = size == "auto"
-        self._largest = largest
+        self._memory_used = memory_used
         self._best_rate = 0.0
         self._warm = False
 
@@ -34,7 +44,7 @@ class BatchSizer:
         if rate < _GAIN * self._best_rate:
             self.size //= 2
             self._exploring = False
-        elif 2 * self.size > self._largest:
+        elif 2 * self.size > LARGEST_AUTO or self._memory_used() > 0.5:
             self._exploring = False
         else:
             self._best_rate = rate
@@ -47,6 +57,28 @@ class BatchSizer:
             return False
         self.size //= 2
         return True
+
+
+def memory_gauge(device: str, threads: int | None) -> Callable[[], float]:
+    """A function that tells the largest share of this process's memory used since now, 0 to 1 and beyond.
+
+    Args:
+        device: ``cuda`` counts the GPU's memory, anything else the host's.
+        threads: CPU threads of this process, which say what part of the host is its own; None for all.
+    """
+    if device.startswith("cuda"):
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return lambda: torch.cuda.max_memory_allocated() / total
+    own = min(1.0, (threads or sys.maxsize) / (os.cpu_count() or 1))
+    limit = 0.8 * own * psutil.virtual_memory().available
+    before = _peak_bytes()
+    return lambda: (_peak_bytes() - before) / limit
+
+
+def _peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def out_of_memory(error: BaseException) -> bool:

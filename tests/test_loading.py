@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from raysense.batching import BatchSizer, in_batches, out_of_memory
+from raysense.batching import BatchSizer, in_batches, memory_gauge, out_of_memory
 from raysense.errors import SampleError
 from raysense.loading import CHUNK, SampleDecoder, SampleLoader, as_float
 from raysense.preprocessing import Preprocessing
@@ -155,6 +155,19 @@ class TestBatches:
         assert sizes[0] == 8
         assert max(sizes) == 128
         assert set(sizes[-3:]) == {64}
+
+    def test_auto_does_not_grow_past_half_the_memory(self) -> None:
+        sizer = BatchSizer("auto", lambda: sizer.size / 100)
+        for _ in range(12):
+            sizer.record(sizer.size, 1.0)
+        assert sizer.size == 64
+
+    def test_the_gauge_sees_what_a_batch_takes(self) -> None:
+        gauge = memory_gauge("cpu", None)
+        before = gauge()
+        np.ones(2**26)
+        assert gauge() > before
+        assert memory_gauge("cpu", 1)() <= gauge()
 
     def test_memory_that_runs_out_halves_the_batch_and_every_item_is_computed_once(self) -> None:
         sizer, done = BatchSizer(64), list[int]()

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
+from raysense.batching import SMALLEST_AUTO
 from raysense.engine.ledger import Ledger
 from raysense.engine.progress import Progress
 from raysense.engine.runtime import Placement
@@ -262,7 +263,7 @@ class Dispatcher:
 
     def _shrink_batches(self) -> None:
         size = self._compute.batch_size
-        smaller = 32 if size == "auto" else max(1, size // 2)
+        smaller = SMALLEST_AUTO if size == "auto" else max(1, size // 2)
         self._compute = self._compute.model_copy(update={"batch_size": smaller})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysense.batching import BatchSizer, in_batches
+from raysense.batching import BatchSizer, in_batches, memory_gauge
 from raysense.loading import Samples, as_float
 from raysense.measures.input_influence import (
     GRADIENT_BYTES,
@@ -33,7 +33,7 @@ class InfluenceComputer(Computer):
         model, self._loader, self.device = open_samples(spec, prepared, options)
         self._model = model.module
         self._labels = prepared.listing["label"].to_numpy()
-        self._sizer = BatchSizer(options.batch_size)
+        self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
         self._gradient_bytes = gradient_memory(self.device)
 
     @property
