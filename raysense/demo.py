@@ -59,7 +59,7 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
         for title, query in (
             ("Percentiles of FI, by split", _PERCENTILES),
             (
-                "The five strangest digits: an infinitesimal change of the image moves these predictions most",
+                "The five strangest digits: the largest FI",
                 _STRANGEST,
             ),
         ):

@@ -8,6 +8,7 @@ import torch
 from networks import dense_influence, dense_jacobian, images, tiny_network
 from shared_data import shared_data
 from torch import nn
+from torch.nn import functional
 
 from raysense.measures.gradients import jacobian_product
 from raysense.measures.input_influence import bound_influence, certified_influence, exact_influence
@@ -189,3 +190,31 @@ def test_squeezenet_certifies_within_4_gb() -> None:
     assert (certified.upper - certified.lower <= 1e-2 * certified.upper).all()
     assert certified.n_backward.max() < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6
+
+
+def test_certified_intervals_of_a_vision_transformer_contain_the_exact_value() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=60
+    ).eval()
+    nn.init.normal_(network.heads.head.weight, std=1.0)
+    x = torch.rand(6, 3, 16, 16)
+    exact, certified = exact_influence(network, x), certified_influence(network, x, None, 1e-2)
+    assert certified.n_backward.min() < 60
+    assert (certified.lower <= exact.fi * (1 + 1e-4)).all()
+    assert (exact.fi <= certified.upper * (1 + 1e-4)).all()
+
+
+def test_forward_product_of_operators_called_by_keyword() -> None:
+    weight, bias = torch.randn(4, 2, 3, 3).double(), torch.randn(4).double()
+    mean, var = torch.randn(4).double(), torch.rand(4).double()
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        z = functional.conv2d(input=x, weight=weight, bias=bias, padding="same")
+        z = functional.batch_norm(input=z, running_mean=mean, running_var=var, eps=1e-3)
+        return functional.linear(input=z.mean((2, 3)), weight=torch.ones(3, 4).double())
+
+    x, h = torch.rand(2, 2, 5, 5).double(), torch.randn(2, 2, 5, 5).double()
+    expected = torch.autograd.functional.jvp(model, x, h)[1]
+    torch.testing.assert_close(jacobian_product(model, x, h), expected, rtol=1e-9, atol=1e-12)

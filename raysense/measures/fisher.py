@@ -22,7 +22,7 @@ from torch import Tensor
 RANK_RTOL = 1e-10
 """Eigenvalues of the difference Gram matrix below this fraction of the largest count as zero."""
 
-_BLOCK = 8192
+_BLOCK_VALUES = 2**23  # float64 values of a block of gradients: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def difference_gram(gradients: Tensor, reference: Tensor) -> Tensor:
     samples, classes, size = gradients.shape
     gram = gradients.new_zeros((samples, classes, classes), dtype=torch.float64)
     rows = reference[:, None, None]
-    for start in range(0, size, _BLOCK):
-        block = gradients[:, :, start : start + _BLOCK].double()
+    width = max(64, _BLOCK_VALUES // (samples * classes))
+    for start in range(0, size, width):
+        block = gradients[:, :, start : start + width].double()
         block = block - block.gather(1, rows.expand(-1, 1, block.shape[2]))
         gram.baddbmm_(block, block.transpose(1, 2))
     return gram
@@ -90,7 +91,9 @@ def influence(logits: Tensor, gram: Tensor, classes: Tensor, rtol: float = RANK_
         rtol: Relative threshold on the eigenvalues of ``gram`` below which a direction does not exist.
 
     Returns:
-        The influence; invariant under invertible linear maps of the perturbation, Theorem 1.
+        The influence; invariant under invertible linear maps of the perturbation, Theorem 1. Below full rank the
+        rounding of the gradients (1e-16 of their size) is divided by the square root of the smallest probability that
+        matters, so that values above about 1e30 may be noise; at full rank they are exact.
     """
     count = logits.shape[1]
     upper = odds_against(logits, classes)

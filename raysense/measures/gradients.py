@@ -9,13 +9,14 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 Model = Callable[[Tensor], Tensor]
 """Maps images [N, C, H, W] to logits [N, K], sample by sample."""
 
 
-def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor], last: bool = True) -> Tensor:
+def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor]) -> Tensor:
     """Gradients of weighted sums of a sample's logits with respect to its own image, one backward pass for each weight.
 
     A loop of batched backward passes: faster on CPU than vmap, is_grads_batched or repeated inputs, and with no memory but
@@ -25,7 +26,6 @@ def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor], l
         logits: [N, K], computed from ``images`` with a graph.
         images: [N, ...] that require grad.
         weights: M tensors [N, K].
-        last: Whether the graph is freed afterwards.
 
     Returns:
         [N, M, P] with P the number of values of an image, in the images' dtype.
@@ -33,7 +33,7 @@ def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor], l
     weights = list(weights)
     result = images.new_empty((images.shape[0], len(weights), images[0].numel()))
     for index, weight in enumerate(weights):
-        keep = not last or index + 1 < len(weights)
+        keep = index + 1 < len(weights)
         (gradient,) = torch.autograd.grad(logits, images, grad_outputs=weight.to(logits.dtype), retain_graph=keep)
         result[:, index] = gradient.flatten(1)
     return result
@@ -57,6 +57,12 @@ def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor
     Returns:
         [N, K].
     """
+    # Of the attention kernels only the plain one has a forward rule and a second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        return _jacobian_product(model, images, directions)
+
+
+def _jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor:
     try:
         with torch.no_grad(), forward_ad.dual_level(), _ConstantParameters():
             output = model(forward_ad.make_dual(images, directions))
@@ -87,10 +93,12 @@ class _ConstantParameters(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func in self._LINEAR:
+            args = args or (kwargs.pop("input"),)
             return _linear(func, *args, **kwargs)
         if func is functional.batch_norm:
+            args = args or (kwargs.pop("input"),)
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
 

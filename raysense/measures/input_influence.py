@@ -37,7 +37,8 @@ class InputInfluence:
         lower: float64.
         upper: float64.
         rank: int64, rank of the Fisher metric; -1 where it is not known.
-        n_backward: int64, backward passes spent on the sample.
+        n_backward: int64, backward passes spent on the sample; forward-mode products, one for every try of a certified
+            interval, are not counted.
         jacobian_norm: float64, ||df/dx||, in 1 / pixel value; NaN where it is not known.
         logits: [N, K] float64. A sample whose logits or gradients are not finite has NaN in the other fields.
     """
@@ -92,7 +93,7 @@ def exact_influence(
     everything = torch.arange(len(images), device=images.device)
     parts = [
         _exact(model, images[chunk], None if classes is None else classes[chunk], rank_rule)
-        for chunk in _chunks(everything, count * _image_bytes(images), gradient_bytes)
+        for chunk in _chunks(everything, _sample_bytes(images, count), gradient_bytes)
     ]
     return InputInfluence(
         *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(InputInfluence))
@@ -148,13 +149,12 @@ def certified_influence(
     result = _bound(logits, classes)
     # A sample with logits that are not finite keeps its NaN.
     levels = torch.where(torch.isfinite(logits).all(1), _first_levels(logits, order, tolerance), 0)
-    image_bytes = _image_bytes(images)
-    held = _HeldGradients(gradient_bytes // image_bytes)
+    held = _HeldGradients(gradient_bytes // _image_bytes(images))
     while len(active := (levels > 0).nonzero().squeeze(1)):
         level = int(levels[active].min())
         following = _rung(2 * level, count)
         for group in held.split(active[levels[active] == level]):
-            for chunk in _chunks(group, (level + 2) * image_bytes, gradient_bytes):
+            for chunk in _chunks(group, _sample_bytes(images, level + 2), gradient_bytes):
                 earlier = held.take(chunk)
                 gradients = _merged_gradients(model, images[chunk], logits[chunk], order[chunk, :level], earlier)
                 part = _interval(model, images[chunk], logits[chunk], classes[chunk], order[chunk, :level], gradients)
@@ -294,6 +294,11 @@ def _direction(gradients: Tensor, gram: Tensor, move: Tensor, reference: Tensor)
 
 def _image_bytes(images: Tensor) -> int:
     return int(images[0].numel() * images.element_size())
+
+
+def _sample_bytes(images: Tensor, rows: int) -> int:
+    """Bytes of a sample's gradients, and of the float64 matrices that its Gram matrix goes through."""
+    return rows * _image_bytes(images) + 4 * 8 * rows**2
 
 
 def _chunks(indices: Tensor, sample_bytes: int, bound: int) -> tuple[Tensor, ...]:
