@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from rich.console import Console
+
 from raysense.engine.files import Directory
-from raysense.engine.lock import is_running
+from raysense.engine.lock import running_since
 from raysense.engine.run import Outcome, run_scan
 from raysense.engine.runtime import check_reachable
-from raysense.engine.store import Store
+from raysense.engine.store import SCAN_FILE, Store, encode_schemas
 from raysense.engine.worker import bind_scan
 from raysense.errors import UsageError
 from raysense.options import ComputeOptions, RunOptions
-from raysense.scans import ScanSpec, get_scan
+from raysense.scans import Prepared, Scan, ScanSpec, absolute_kind, get_scan
 from raysense.validation import validated
 
+_LOG = logging.getLogger("raysense")
+_MOST_READ = 1000
 _VERSIONED = ("raysense", "torch", "torchvision", "ray", "pyarrow", "numpy")
 
 
@@ -56,13 +62,20 @@ def scan(
     scan_type = get_scan(kind)
     checked = validated(scan_type.spec_type, spec)
     directory = Directory(out)
-    if resume and directory.exists("scan.json"):
-        store = Store.open(out)
-        _check_same_spec(store, kind, checked)
-        return _finish(store, options, quiet)
     check_reachable(options)
+    if resume and directory.exists(SCAN_FILE):
+        store = Store.open(out)
+        _check_same_spec(store, absolute_kind(kind), checked)
+        return _finish(store, options, quiet)
     Store.check_free(directory)
-    return run_scan(_create(kind, checked, out), options, quiet)
+    bound = scan_type(checked)
+    with _busy("listing the data and loading the model", quiet):
+        prepared = bound.prepare(ComputeOptions())
+    for note in prepared.notes:
+        _LOG.warning(note)
+    return run_scan(
+        directory, bound, prepared, options, quiet, lambda: _create(absolute_kind(kind), bound, prepared, out)
+    )
 
 
 def resume(
@@ -73,7 +86,9 @@ def resume(
     Raises:
         UsageError: there is no scan, the model or the data changed, or another driver is at work.
     """
-    return _finish(Store.open(out), _run_options(run), quiet)
+    options = _run_options(run)
+    check_reachable(options)
+    return _finish(Store.open(out), options, quiet)
 
 
 @dataclass(frozen=True)
@@ -87,8 +102,10 @@ class Status:
         failed: Records of the units given up on: ``unit`` and ``attempts`` (each with error and traceback).
         samples: Samples of the scan.
         samples_done: Samples in committed units.
-        rate: Samples per second over the latest commits; None where it cannot be told.
+        rate: Samples per second over the latest commits of the driver at work; None where it cannot be told.
         running: Whether a driver is at work.
+        bad_samples: Samples in committed units that could not be computed; None where counting them would be dear (an
+            object store with many units: ask `SELECT count(*) FROM samples WHERE error IS NOT NULL`).
     """
 
     kind: str
@@ -99,6 +116,7 @@ class Status:
     samples_done: int
     rate: float | None
     running: bool
+    bad_samples: int | None
 
     @property
     def left(self) -> int:
@@ -118,52 +136,77 @@ def status(out: str | os.PathLike[str]) -> Status:
         UsageError: there is no scan.
     """
     store = Store.open(out)
-    scan_, prepared = bind_scan(store)
-    units = {unit.id: unit for unit in scan_.units(prepared)}
-    committed = {unit: time for unit, time in store.committed().items() if unit in units}
-    latest = sorted((time, unit) for unit, time in committed.items() if time is not None)[-200:]
-    seconds = (latest[-1][0] - latest[0][0]).total_seconds() if len(latest) > 1 else 0.0
-    recent = sum(units[unit].size for _, unit in latest[1:])
+    document = store.document()
+    committed, total = store.committed(), int(document["items"])
+    since = running_since(store.directory)
+    times = sorted(time for time in committed.values() if time is not None and since and time.timestamp() > since)[
+        -200:
+    ]
+    seconds = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
+    records = None
+    if store.directory.is_local or len(committed) <= _MOST_READ:
+        records = [store.commit_record(unit) for unit in committed]
     return Status(
-        kind=store.document()["kind"],
-        units=len(units),
+        kind=document["kind"],
+        units=int(document["units"]),
         committed=len(committed),
         failed=tuple(store.failures()),
-        samples=sum(unit.size for unit in units.values()),
-        samples_done=sum(units[unit].size for unit in committed),
-        rate=recent / seconds if seconds > 0 else None,
-        running=is_running(store),
+        samples=total,
+        samples_done=min(total, len(committed) * document["unit_size"]) if records is None else _sum(records, "items"),
+        rate=(len(times) - 1) * document["unit_size"] / seconds if seconds > 0 else None,
+        running=since is not None,
+        bad_samples=None if records is None else _sum(records, "bad_items"),
     )
 
 
-def _create(kind: str, spec: ScanSpec, out: str | os.PathLike[str]) -> Store:
-    prepared = get_scan(kind)(spec).prepare(ComputeOptions())
+def _sum(records: list[dict[str, Any]], key: str) -> int:
+    return sum(record[key] for record in records)
+
+
+def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[str]) -> Store:
     document = {
         "kind": kind,
-        "spec": spec.model_dump(mode="json"),
-        "spec_hash": _spec_hash(spec),
+        "spec": bound.spec.model_dump(mode="json"),
+        "spec_hash": _spec_hash(bound.spec),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         "facts": prepared.facts,
         "unit_size": prepared.unit_size,
-        "units": len(get_scan(kind)(spec).units(prepared)),
+        "units": len(bound.units(prepared)),
+        "items": sum(unit.size for unit in bound.units(prepared)),
+        "schemas": encode_schemas(bound.schemas()),
     }
     return Store.create(out, document, prepared.listing)
 
 
 def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
-    check_reachable(options)
-    scan_, prepared = bind_scan(store)
-    units = scan_.units(prepared)
-    if len(store.committed()) < len(units):
-        saved = prepared.facts["fingerprints"]
-        for name, now in scan_.fingerprints(ComputeOptions()).items():
-            if saved[name] != now:
-                raise UsageError(
-                    f"{name} changed since the scan {store.location!r} was started: its fingerprint was "
-                    f"{saved[name][:12]}, is {now[:12]} now; restore the {name}, or start a new scan in another directory"
-                )
-    return run_scan(store, options, quiet)
+    bound, prepared = bind_scan(store)
+    units = len(bound.units(prepared))
+    if len(store.committed()) >= units:
+        return Outcome(units, units)
+    if store.document()["spec_hash"] != _spec_hash(bound.spec):
+        raise UsageError(
+            f"the spec in {store.location}/{SCAN_FILE} was changed since the scan was started; restore it, or start a "
+            "new scan in another directory"
+        )
+    saved = prepared.facts["fingerprints"]
+    with _busy("checking that model and data are unchanged", quiet):
+        current = bound.fingerprints(ComputeOptions())
+    for name, now in current.items():
+        if saved[name] != now:
+            raise UsageError(
+                f"{name} changed since the scan {store.location!r} was started: its fingerprint was "
+                f"{saved[name][:12]}, is {now[:12]} now; restore the {name}, or start a new scan in another directory"
+            )
+    return run_scan(store.directory, bound, prepared, options, quiet, lambda: store)
+
+
+@contextmanager
+def _busy(what: str, quiet: bool) -> Iterator[None]:
+    """Say on a terminal what is being waited for."""
+    console = Console(stderr=True, quiet=quiet)
+    with console.status(what) if console.is_terminal and not quiet else nullcontext():
+        yield
 
 
 def _check_same_spec(store: Store, kind: str, spec: ScanSpec) -> None:

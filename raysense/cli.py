@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from raysense.engine.run import Outcome
 
 _MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
+_TABLE_ROWS = 1000
 
 
 class _Commands(click.Group):
@@ -40,6 +42,9 @@ class _Commands(click.Group):
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(_MISUSE)
         except click.ClickException as error:
             _fail(error.format_message(), _MISUSE)
         except (click.Abort, KeyboardInterrupt):
@@ -115,6 +120,8 @@ def scan() -> None:
 def run(file: str, out: str | None, resume: bool, quiet: bool, debug: bool, **options: Any) -> int:
     """Run the scan that a TOML FILE describes: kind, out, the scan's options, and a table [run]."""
     from raysense.api import scan
+    from raysense.scans import get_scan
+    from raysense.validation import validated
 
     document = _read_toml(file)
     kind, saved_out, saved_run = document.pop("kind", None), document.pop("out", None), document.pop("run", {})
@@ -125,6 +132,7 @@ def run(file: str, out: str | None, resume: bool, quiet: bool, debug: bool, **op
         raise UsageError(f'file {file!r} has no out; add a line such as out = "runs/first", or give --out')
     if not isinstance(saved_run, Mapping):
         raise UsageError(f"file {file!r}: run is {saved_run!r}; make it a table [run] with workers, batch_size, ...")
+    validated(get_scan(kind).spec_type, document)
     outcome = scan(kind, out, run={**saved_run, **given(options)}, quiet=quiet, resume=resume, **document)
     return _finish(outcome, out, quiet)
 
@@ -153,7 +161,8 @@ def status(directory: str, debug: bool) -> None:
     state = "complete" if now.committed == now.units else "running" if now.running else "stopped"
     click.echo(f"{directory}: {now.kind} scan, {state}")
     click.echo(f"units    {now.committed} of {now.units} done, {len(now.failed)} failed, {now.left} left")
-    click.echo(f"samples  {now.samples_done} of {now.samples} done")
+    bad = f", {now.bad_samples} of them could not be computed" if now.bad_samples else ""
+    click.echo(f"samples  {now.samples_done} of {now.samples} done{bad}")
     if now.rate and now.running:
         left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
         click.echo(f"rate     {now.rate:.3g} samples/s{left}")
@@ -161,6 +170,8 @@ def status(directory: str, debug: bool) -> None:
         click.echo(
             f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)"
         )
+    if now.bad_samples:
+        click.echo(_bad_items_hint(directory))
     if state == "stopped":
         click.echo(f"finish it with: raysense resume {directory}")
 
@@ -199,7 +210,7 @@ def sql(arguments: tuple[str, ...], format_: str, debug: bool) -> None:
     with open_results(directories if query is not None else arguments) as database:
         stream = sys.stdout.buffer
         if query is not None:
-            run_line(database, query, stream, format_)
+            run_line(database, query, stream, format_, _TABLE_ROWS)
         elif sys.stdin.isatty() and sys.stdout.isatty():
             run_prompt(database, stream, cache_directory() / "sql-history")
         else:
@@ -209,14 +220,15 @@ def sql(arguments: tuple[str, ...], format_: str, debug: bool) -> None:
 @main.command()
 @click.argument("directories", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="HTML file to write; figures go to a folder beside it.")
+@click.option("--run-code", is_flag=True, help="Show images also where reading them runs a data factory's code.")
 @quiet_option
 @debug_option
-def report(directories: tuple[str, ...], output: str, quiet: bool, debug: bool) -> None:
+def report(directories: tuple[str, ...], output: str, run_code: bool, quiet: bool, debug: bool) -> None:
     """Write a self-contained HTML report of one or several scans, with its figures as PNG and PDF files."""
     from raysense.report.page import write_report
 
     with progress_callback("report", quiet) as callback:
-        written = write_report(directories, output, progress=callback)
+        written = write_report(directories, output, progress=callback, run_code=run_code)
     click.echo(f"wrote {written[0]} and {len(written) - 1} figure files beside it")
 
 
@@ -253,6 +265,9 @@ def demo(out: str, quiet: bool, debug: bool, **options: Any) -> int:
 def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     """Print how a scan ended; returns the exit status."""
     left = outcome.units - outcome.committed - len(outcome.failed)
+    if outcome.bad_items:
+        click.echo(f"{outcome.bad_items} of {outcome.items} samples could not be computed", err=True)
+        click.echo(_bad_items_hint(out), err=True)
     if outcome.failed:
         click.echo(
             f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures",
@@ -268,14 +283,18 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
         click.echo(
             f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
         )
-    return _FAILED if outcome.failed else 0
+    return _FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
+
+
+def _bad_items_hint(directory: str) -> str:
+    return f'why: raysense sql {directory} "SELECT sample_id, error FROM samples WHERE error IS NOT NULL"'
 
 
 def _is_scan(text: str) -> bool:
     """Whether the last argument of `sql` is a directory rather than a query."""
     if any(character.isspace() for character in text):
-        return Path(text).is_dir()
-    return "://" in text or Path(text).exists() or not text.rstrip(";").endswith(")")
+        return os.path.isdir(text)
+    return "://" in text or os.path.exists(text) or not text.rstrip(";").endswith(")")
 
 
 def _read_toml(file: str) -> dict[str, Any]:

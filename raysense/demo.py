@@ -53,7 +53,7 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
             split="train,test",
         )
     if not outcome.complete:
-        console.print(f"the scan is not complete; see `raysense status {directory}`")
+        console.print(f"the scan is not complete; see `raysense status {directory}`", soft_wrap=True, markup=False)
         return 1
     with open_results(directory) as database:
         for title, query in (
@@ -68,5 +68,5 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
             print_result(result.schema, result, console)
     page = os.path.join(os.fspath(out), "report.html")
     write_report([directory], page)
-    console.print(f"\nreport  {page}\nSQL     raysense sql {directory}", soft_wrap=True)
+    console.print(f"\nreport  {page}\nSQL     raysense sql {directory}", soft_wrap=True, markup=False)
     return 0

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -92,7 +92,7 @@ class SampleLoader:
         self._decoder = decoder
         self._loaders = 0 if decoder.reader.in_memory else loaders
         self._pool: ProcessPoolExecutor | None = None
-        self._ahead: deque[tuple[tuple[int, int], Future[Samples]]] = deque()
+        self._ahead: deque[_Chunk] = deque()
 
     def stream(self, start: int, stop: int, upcoming: tuple[int, int] | None = None) -> Iterator[Samples]:
         """Samples of rows ``start`` to ``stop`` in order, in chunks; then begins to read the ``upcoming`` rows."""
@@ -103,7 +103,7 @@ class SampleLoader:
             return
         ahead = [*chunks, *(_chunks(*upcoming) if upcoming else [])]
         # What is in flight already is the beginning of these rows, unless the caller changed its mind.
-        in_flight = [chunk for chunk, _ in self._ahead]
+        in_flight = [chunk.rows for chunk in self._ahead]
         if in_flight != ahead[: len(in_flight)]:
             self._ahead.clear()
             in_flight = []
@@ -111,24 +111,26 @@ class SampleLoader:
         for chunk in chunks:
             while waiting and len(self._ahead) < 4 * self._loaders:
                 self._submit(waiting.popleft())
-            expected, future = self._ahead.popleft()
-            assert expected == chunk
+            first = self._ahead.popleft()
+            assert first.rows == chunk
             try:
-                yield future.result()
-            except BrokenProcessPool:
+                yield first.future.result()
+            except (BrokenProcessPool, CancelledError):
+                if first.pool is self._pool:
+                    self.close()
                 yield self._decode_one_by_one(*chunk)
 
     def _submit(self, chunk: tuple[int, int]) -> None:
+        pool = self._started_pool()
         try:
-            future = self._started_pool().submit(_decode_in_process, *chunk)
+            future = pool.submit(_decode_in_process, *chunk)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
-        self._ahead.append((chunk, future))
+        self._ahead.append(_Chunk(chunk, future, pool))
 
     def _decode_one_by_one(self, start: int, stop: int) -> Samples:
         """After a loader process died: find the sample that kills it, if one does."""
-        self.close()
         parts = []
         for row in range(start, stop):
             try:
@@ -158,11 +160,15 @@ class SampleLoader:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
-        # Chunks of a pool that is gone are decoded again when their turn comes.
-        for index, (chunk, _) in enumerate(self._ahead):
-            lost: Future[Samples] = Future()
-            lost.set_exception(BrokenProcessPool("the loader processes were ended"))
-            self._ahead[index] = (chunk, lost)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows being decoded, and the pool that does it."""
+
+    rows: tuple[int, int]
+    future: Future[Samples]
+    pool: ProcessPoolExecutor
 
 
 def as_float(images: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:

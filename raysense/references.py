@@ -147,7 +147,7 @@ def call_factory(factory: Callable[..., Any], arguments: Mapping[str, object], r
         return factory(**arguments)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise reference.error(
             f"failed with {type(error).__name__}: {error}; mend the factory or its options"
         ) from error
@@ -229,7 +229,7 @@ def _import_file(where: str, reference: Reference) -> ModuleType:
     sys.modules[name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise reference.error(f"{path} cannot be imported ({type(error).__name__}: {error}); mend the file") from error
     return module
@@ -239,7 +239,7 @@ def _import_module(where: str, reference: Reference) -> ModuleType:
     """Import a module by its dotted name."""
     try:
         return importlib.import_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"module {where} cannot be imported ({type(error).__name__}: {error})"
         mend = "install it, put its folder on PYTHONPATH, or name the file as path/to/file.py:factory"
         raise reference.error(f"{message}; {mend}{_hint(where, reference.argument)}") from error

@@ -16,6 +16,11 @@ from raysense.scans import Computer, Prepared, Scan, ScanSpec, Unit
 from raysense.scans.tables import UNITS
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
 class NumbersSpec(ScanSpec):
     items: int = 40
     unit_size: int = 4
@@ -26,6 +31,8 @@ class NumbersSpec(ScanSpec):
     hanging: tuple[int, ...] = ()
     marks: str = ""
     opens: bool = True
+    bad_opens: int = 0
+    unprintable: tuple[int, ...] = ()
 
 
 class NumbersScan(Scan):
@@ -48,6 +55,12 @@ class NumbersScan(Scan):
     def open(self, prepared: Prepared, options: ComputeOptions) -> Computer:
         if not self.spec.opens:
             raise UsageError("this scan cannot be opened here")
+        if self.spec.bad_opens:
+            mark = Path(self.spec.marks) / f"open.{os.getpid()}"
+            mark.touch()
+            if len(list(Path(self.spec.marks).glob("open.*"))) <= self.spec.bad_opens:
+                raise UsageError("this worker is a bad one")
+            time.sleep(2)
         return NumbersComputer(self.spec, prepared)
 
 
@@ -68,6 +81,8 @@ class NumbersComputer(Computer):
             raise ValueError(f"unit {number} always fails")
         if number in spec.raising_once and spec.marks and len(list(Path(spec.marks).glob(f"{unit.id}.*"))) == 1:
             raise ValueError(f"unit {number} fails once")
+        if number in spec.unprintable:
+            raise UnprintableError
         if number in spec.killing:
             os.kill(os.getpid(), signal.SIGKILL)
         if number in spec.hanging:

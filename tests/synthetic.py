@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysense.engine.store import Store
+from raysense.engine.store import Store, encode_schemas
 from raysense.scans import get_scan
 
 STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -178,6 +178,8 @@ def scan_document(
     names = None if class_names is None else list(class_names)
     return {
         "kind": "influence",
+        "schemas": encode_schemas(get_scan("influence").schemas()),
+        "items": sum(splits.values()),
         "spec": {
             "model": "digits",
             "data": reference,

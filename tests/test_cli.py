@@ -112,6 +112,8 @@ def test_sql_formats(run: Run, digits: Path, tmp_path: Path) -> None:
     assert "test" in run("sql", digits, input=query).stdout
     other = tmp_path / "other"
     shutil.copytree(digits, other)
+    padded = f"SELECT '{'x' * 300}' AS x FROM samples LIMIT 1"
+    assert "xxx" in run("sql", digits, padded).stdout
     both = run("sql", digits, other, "SELECT DISTINCT scan FROM influence", "--format", "json").stdout
     assert len(json.loads(both)) == 2
     assert len(json.loads(run("sql", digits, "FROM fi_outliers(n := 3)", "--format", "json").stdout)) == 3
@@ -145,6 +147,7 @@ def test_report_and_export(run: Run, digits: Path, tmp_path: Path) -> None:
         ("run {tmp}/broken.toml", "is not TOML"),
         ("run {tmp}/nokind.toml", "has no kind"),
         ("run {tmp}/typo.toml", "did you mean objective"),
+        ("run {tmp}/flag.toml", "argument 'quiet' is unknown"),
         ("resume {tmp}", "holds no scan"),
         ("status {tmp}/nowhere", "holds no scan"),
         ("sql {digits} SELECT_*_FROM_sample", "sample"),
@@ -163,6 +166,7 @@ def test_misuse_is_one_sentence_and_status_2(
     (tmp_path / "nokind.toml").write_text('model = "digits"')
     typo = f'kind = "influence"\nout = "{tmp_path}/x"\nmodel = "digits"\ndata = "digits"\nobjectiv = "label"'
     (tmp_path / "typo.toml").write_text(typo)
+    (tmp_path / "flag.toml").write_text(typo.replace("objectiv =", "quiet ="))
     words = [word.replace("_", " ") if "FROM" in word else word for word in arguments.split()]
     result = run(*[word.format(tmp=tmp_path, digits=digits) for word in words], status=2)
     assert message in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import time
 from pathlib import Path
@@ -574,3 +575,19 @@ def test_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(f"npz:s3://bucket/d/absent.npz?{query}", "there is nothing at")
     finally:
         server.stop()
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.bmp", "b/3.png", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
+    listing = open_data(f"folder:{tmp_path}").list()
+    assert listing.table["sample_id"].to_pylist() == ["a/1.png", "b/3.png"]
+    assert "2 files are left out, such as a/2.bmp" in listing.notes[0]
+
+
+def test_a_file_name_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(UsageError, match="not UTF-8; rename it"):
+        open_data(f"folder:{tmp_path}").list()

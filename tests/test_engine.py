@@ -118,6 +118,17 @@ class TestOneCluster:
         with pytest.raises(UsageError, match="data changed since the scan"):
             raysense.resume(scan)
 
+    def test_a_call_that_fails_outside_the_unit_is_charged(self, tmp_path: Path) -> None:
+        outcome = raysense.scan(KIND, tmp_path / "s", run=TWO, items=40, unprintable=(1,))
+        assert outcome.failed == ("0000000004-0000000008",)
+        assert outcome.committed == 9
+
+    def test_workers_that_start_badly_do_not_end_a_scan_that_others_can_do(self, tmp_path: Path) -> None:
+        marks = tmp_path / "marks"
+        marks.mkdir()
+        outcome = raysense.scan(KIND, tmp_path / "s", run={"workers": 5}, items=200, marks=str(marks), bad_opens=4)
+        assert outcome.complete
+
     def test_more_workers_than_cores(self, tmp_path: Path) -> None:
         assert raysense.scan(KIND, tmp_path / "s", run={"workers": 5}, items=60, seconds=0.05).complete
         assert len({row["worker"] for row in rows(tmp_path / "s", "units", "unit").values()}) > 2
@@ -131,6 +142,27 @@ def start_stopped_scan(location: Path) -> Path:
     raysense.scan(KIND, location, run=TWO, items=8)
     next((location / "commits").glob("*.json")).unlink()
     return location
+
+
+def test_terminated_like_a_spot_machine(tmp_path: Path) -> None:
+    driver = start_driver("scan", kind=KIND, out=str(tmp_path / "s"), run=TWO, items=400, seconds=0.05)
+    wait_for(lambda: committed(tmp_path / "s") >= 5)
+    driver.terminate()
+    outcome = finish(driver, timeout=40)
+    assert 5 <= outcome["committed"] < 100
+    assert committed(tmp_path / "s") == outcome["committed"]
+
+
+def test_one_worker_fits_on_one_of_several_small_nodes(tmp_path: Path) -> None:
+    """Two nodes of one CPU each: what a worker asks for must fit on one of them."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes.add_node(num_cpus=1)
+        run = {"workers": 1, "address": nodes.address}
+        assert raysense.scan(KIND, tmp_path / "s", run=run, items=40).complete
+    finally:
+        nodes.shutdown()
 
 
 def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from processes import committed, finish, kill, rows, start_driver, wait_for
 
 import raysense
 from raysense.datasets import open_data
+from raysense.engine.files import Directory
+from raysense.engine.run import run_scan
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store
+from raysense.engine.store import Store, encode_schemas
 from raysense.errors import ScanFailed, UsageError
 from raysense.measures.input_influence import exact_influence
 from raysense.models import load_model
@@ -62,6 +64,11 @@ def nan_for_bright():
             return torch.where(x.amax((1, 2, 3))[:, None] > 0.99, torch.nan, z)
     return Nan()
 def feature_maps(): return nn.Conv2d(3, 4, 1)
+def detached():
+    class Detached(Linear):
+        def forward(self, x): return super().forward(x).detach()
+    return Detached()
+def exits(): raise SystemExit(3)
 def batch_dependent():
     class Mean(Linear):
         def forward(self, x): return super().forward(x - x.mean(0, keepdim=True))
@@ -168,6 +175,8 @@ class TestOnRay:
         samples = rows(out, "samples", "sample_id")
         failed = {sample: row for sample, row in samples.items() if row["error"]}
         assert list(failed) == ["dog/07.jpg"]
+        assert (outcome.items, outcome.bad_items) == (40, 1)
+        assert raysense.status(out).bad_samples == 1
         assert failed["dog/07.jpg"]["predicted"] is None
         assert rows(out, "influence", "sample_id").keys() == samples.keys() - failed.keys()
         document = Store.open(out).document()
@@ -237,6 +246,8 @@ class TestOnRay:
         ({"model": "{zoo}/models.py:batch_dependent"}, "depend on the other images of the batch"),
         ({"model": "{zoo}/models.py:feature_maps"}, r"returns \[4, 4, 8, 8\] for 4 images; it must return logits \[N, K\]"),
         ({"model": "digits"}, "does not take the images"),
+        ({"model": "{zoo}/models.py:detached"}, "has no gradient with respect to its input"),
+        ({"model": "{zoo}/models.py:exits"}, "SystemExit"),
         ({"model": "{zoo}/missing.py:f"}, "there is no file"),
         ({"model": "{zoo}/models.py"}, "name the function"),
         ({"data": "npz:{zoo}/missing.npz"}, "missing.npz"),
@@ -319,10 +330,19 @@ def test_no_worker_no_scan(tmp_path: Path, zoo: str) -> None:
     spec = {"model": f"{zoo}/models.py:linear", "data": f"npz:{zoo}/data.npz"}
     scan = InfluenceScan(InfluenceSpec.model_validate(spec))
     prepared = scan.prepare(ComputeOptions())
-    document = {"kind": "influence", "spec": scan.spec.model_dump(mode="json"), "facts": prepared.facts, "unit_size": 8}
-    store = Store.create(out, document, prepared.listing)
-    Path(f"{zoo}/models.py").unlink()
-    from raysense.engine.run import run_scan
 
-    with cluster(RunOptions()), pytest.raises(ScanFailed, match="there is no file"):
-        run_scan(store, RunOptions(workers=1), quiet=True)
+    def begin() -> Store:
+        document = {
+            "kind": "influence",
+            "spec": scan.spec.model_dump(mode="json"),
+            "facts": prepared.facts,
+            "unit_size": 8,
+            "units": 5,
+            "items": 40,
+            "schemas": encode_schemas(scan.schemas()),
+        }
+        Path(f"{zoo}/models.py").unlink()
+        return Store.create(out, document, prepared.listing)
+
+    with pytest.raises(ScanFailed, match="there is no file"):
+        run_scan(Directory(out), scan, prepared, RunOptions(workers=1), True, begin)

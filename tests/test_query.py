@@ -19,7 +19,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from synthetic import Truth, unit_id, unit_tables, write_scan
 
-from raysense.engine.store import Store
+from raysense.engine.store import Store, encode_schemas
 from raysense.errors import RaysenseError, UsageError
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.query.formats import write_result
@@ -126,23 +126,17 @@ def test_scans_of_one_name_are_told_apart(tmp_path: Path) -> None:
         open_results([tmp_path / "first/run", str(tmp_path / "first/../first/run")])
 
 
-class OtherScan:
-    """A scan of another kind: it shares the table of units, with a column more, and has one of its own."""
-
-    @classmethod
-    def schemas(cls) -> dict[str, pa.Schema]:
-        units = get_scan("influence").schemas()["units"].append(pa.field("gpu", pa.string()))
-        return {"units": units, "curvatures": pa.schema([("sample_id", pa.string()), ("curvature", pa.float64())])}
+SCHEMAS = get_scan("influence").schemas()
+CURVATURES = pa.schema([("sample_id", pa.string()), ("curvature", pa.float64())])
 
 
-def test_scans_of_different_kinds_are_united_by_column_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scans_of_different_kinds_are_united_by_column_name(tmp_path: Path) -> None:
     write_scan(tmp_path / "a", commit=2)
     document = {**json.loads((tmp_path / "a/scan.json").read_text()), "kind": "other", "units": 1}
-    other = Store.create(tmp_path / "b", document, None)
-    schemas = OtherScan.schemas()
+    schemas = {"units": SCHEMAS["units"].append(pa.field("gpu", pa.string())), "curvatures": CURVATURES}
+    other = Store.create(tmp_path / "b", {**document, "schemas": encode_schemas(schemas)}, None)
     curvatures = pa.table({"sample_id": ["train/000000"], "curvature": [2.5]}, schema=schemas["curvatures"])
     other.commit("u", {"units": schemas["units"].empty_table(), "curvatures": curvatures}, {})
-    monkeypatch.setattr("raysense.query.tables.get_scan", lambda kind: OtherScan if kind == "other" else get_scan(kind))
     with open_results([tmp_path / "a", tmp_path / "b"]) as database:
         assert scalar(database, "SELECT count(*) FROM units WHERE gpu IS NULL") == 2
         assert database.query("SELECT * FROM curvatures").rows() == [

@@ -19,7 +19,6 @@ from raysense.errors import UsageError
 from raysense.report.page import write_report
 from raysense.report.points import LogValues, scale_edges, visible
 from raysense.report.style import abbreviated, number
-from raysense.scans import get_scan
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -163,11 +162,10 @@ def test_several_scans_share_a_table(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_kind_without_a_module_of_its_own_gets_its_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_without_a_module_of_its_own_gets_its_facts(tmp_path: Path) -> None:
     truth = write_scan(tmp_path / "run")
     document = truth.store.document()
     truth.store.directory.write_json("scan.json", {**document, "kind": "other"})
-    monkeypatch.setattr("raysense.query.tables.get_scan", lambda kind: get_scan("influence"))
     assert write_report(tmp_path / "run", tmp_path / "report.html") == [str(tmp_path / "report.html")]
     shown = Page(tmp_path / "report.html").shown
     assert "Kind other" in shown
@@ -316,3 +314,21 @@ def test_a_browser_shows_the_page_without_requests_or_errors(tmp_path: Path, npz
 
     shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     assert (shown != 255).any(axis=2).mean() > 0.02, "the page is not empty"
+
+
+def test_reading_a_report_runs_no_code_that_the_scan_names(tmp_path: Path) -> None:
+    """Somebody else's results: neither its kind nor its data factory is imported, unless asked for."""
+    factory = tmp_path / "factory.py"
+    factory.write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\ndef data(): return [(__import__('torch').rand(1, 8, 8), 0)]\n"
+    )
+    truth = write_scan(tmp_path / "run", reference=f"{factory}:data")
+    document = truth.store.document()
+    truth.store.directory.write_json("scan.json", {**document, "kind": f"{factory}:Scan"})
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    truth.store.directory.write_json("scan.json", document)
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    assert "would run the code" in Page(tmp_path / "report.html").shown
+    assert not (tmp_path / "ran").exists()
+    write_report(tmp_path / "run", tmp_path / "report.html", run_code=True)
+    assert (tmp_path / "ran").exists()

@@ -33,11 +33,13 @@ class Listing:
     ``table`` has one row per sample: ``sample_id`` (string, unique, stable), ``label`` (int32, not negative), ``split``
     (string), and columns by which the source finds the sample again. ``classes`` are the names of the labels where
     known. ``fingerprint`` is a SHA-256 over ids, labels, splits and content (of files: relative path and size).
+    ``notes`` are sentences the user should read, such as on files left out.
     """
 
     table: pa.Table
     classes: tuple[str, ...] | None
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class SplitListing:
     content: bytes
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class PerProcess(Generic[T]):
@@ -156,7 +159,8 @@ class DataSource(ABC):
         if len(repeated):
             name = repeated[0]["values"].as_py()
             raise self.reference.error(f"sample id {name!r} is there {repeated[0]['counts']} times; make ids unique")
-        return Listing(table, classes.pop(), _fingerprint(table, parts))
+        notes = tuple(note for part in parts for note in part.notes)
+        return Listing(table, classes.pop(), _fingerprint(table, parts), notes)
 
     def _check_labels(self, part: SplitListing) -> None:
         """Refuse a split that is empty or whose labels are not integers from 0 on."""

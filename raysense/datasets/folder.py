@@ -38,11 +38,13 @@ class FolderSource(PathSource):
         paths: list[str] = []
         sizes: list[int] = []
         counts: list[int] = []
+        skipped: list[str] = []
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            for found in pool.map(partial(_images_below, filesystem, root), folders):
+            for found, others in pool.map(partial(self._images_below, filesystem, root), folders):
                 counts.append(len(found))
                 paths += [path for path, _ in found]
                 sizes += [size for _, size in found]
+                skipped += others
                 progress(len(paths), None)
         content = hashlib.sha256(np.array(sizes, dtype="<i8").tobytes()).digest()
         return SplitListing(
@@ -52,7 +54,23 @@ class FolderSource(PathSource):
             content=content,
             columns={"path": pa.array(paths, pa.string())},
             classes=classes,
+            notes=_skipped_note(f"folder:{self.location(split)}", skipped),
         )
+
+    def _images_below(
+        self, filesystem: fs.FileSystem, root: str, folder: str
+    ) -> tuple[list[tuple[str, int]], list[str]]:
+        """Return path relative to the root, and size, of all images below a class folder, sorted; and other files."""
+        try:
+            entries = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", recursive=True))
+            below = len(root) + 1
+            files = [(entry.path[below:], entry.size) for entry in entries if entry.type == fs.FileType.File]
+        except UnicodeDecodeError as error:
+            raise self.reference.error(f"a file name in {root}/{folder} is not UTF-8; rename it") from error
+        visible = [(path, size) for path, size in files if _visible(path)]
+        images = sorted((path, size) for path, size in visible if path.lower().endswith(IMAGE_EXTENSIONS))
+        others = [path for path, _ in visible if not path.lower().endswith(IMAGE_EXTENSIONS)]
+        return images, others
 
     def reader(self, table: pa.Table) -> ImageReader:
         """Return a reader that decodes the files."""
@@ -95,12 +113,11 @@ class FolderReader(ImageReader):
             raise self.failure(row, error) from error
 
 
-def _images_below(filesystem: fs.FileSystem, root: str, folder: str) -> list[tuple[str, int]]:
-    """Return path relative to the root, and size, of all images below a class folder, sorted by path."""
-    entries = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", recursive=True))
-    below = len(root) + 1
-    files = ((entry.path[below:], entry.size) for entry in entries if entry.type == fs.FileType.File)
-    return sorted((path, size) for path, size in files if path.lower().endswith(IMAGE_EXTENSIONS) and _visible(path))
+def _skipped_note(where: str, skipped: list[str]) -> tuple[str, ...]:
+    if not skipped:
+        return ()
+    known = ", ".join(sorted(IMAGE_EXTENSIONS))
+    return (f"{where}: {len(skipped)} files are left out, such as {min(skipped)}; images end in {known}",)
 
 
 def _visible(path: str) -> bool:

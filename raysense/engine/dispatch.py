@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from raysense.batching import SMALLEST_AUTO
 from raysense.engine.ledger import Ledger
@@ -109,24 +109,25 @@ class Dispatcher:
         sent = sum(bool(actor.sent) for actor in self._actors)
         wanted = min(self._placement.workers, len(self._pending) + sent)
         if self._failed_starts >= _STARTS_WITHOUT_SUCCESS:
-            if not any(actor.ready for actor in self._actors):
+            if not self._actors:
                 raise ScanFailed(f"no worker could be started: {self._start_error}")
-            return
+            return  # go on with those that started, or still may
         while len(self._actors) < wanted:
             self._started += 1
             handle = self._remote.remote(f"w{self._started}")
             self._actors.append(_Actor(handle, handle.open.remote(self._store.location, self._compute)))
 
     def _opened(self, actor: _Actor) -> None:
+        counts = True
         try:
             problem: str = ray.get(actor.opening)
         except RayError as error:
-            problem = _reason(error)
+            problem, counts = _reason(error), not _infrastructure(error)
         if not problem:
             actor.ready = True
             self._failed_starts = 0
             return
-        self._failed_starts += 1
+        self._failed_starts += counts
         self._start_error = problem
         self._progress.note(f"a worker did not start: {problem}")
         self._drop(actor)
@@ -161,10 +162,11 @@ class Dispatcher:
         if not actor.ready:
             return
         # Near the end nothing queues behind a unit, so that the last ones spread over all the actors.
-        depth = 2 if len(self._pending) > 2 * len(self._actors) else 1
+        ready = sum(other.ready for other in self._actors)
+        depth = 2 if len(self._pending) > 2 * ready else 1
         while len(actor.sent) < depth and (unit := self._next(actor)) is not None:
             upcoming = None
-            if len(self._pending) > 2 * len(self._actors):
+            if len(self._pending) > 2 * ready:
                 upcoming = actor.reserved = self._pending.popleft()
             reference = actor.handle.compute.remote(unit, self._ledger.attempt(unit), upcoming)
             if not actor.sent:
@@ -201,6 +203,8 @@ class Dispatcher:
             unit, reference = actor.sent[0]
             try:
                 reply: Reply = ray.get(reference)
+            except RayTaskError as error:  # the call itself failed; the process lives
+                reply = Reply(False, 0.0, _reason(error), str(error))
             except RayError as error:
                 self._lost(actor, error)
                 return
@@ -208,14 +212,13 @@ class Dispatcher:
             actor.began = time.monotonic()
             if reply.committed:
                 self._seconds.append(reply.seconds)
+                self._progress.bad_items(reply.bad_items)
                 self._done(unit)
             else:
                 self._charge(unit, "error", reply.error, reply.traceback)
 
     def _lost(self, actor: _Actor, error: RayError) -> None:
         """An actor died: what it committed is done, the unit it computed is charged, the others go back unharmed."""
-        if isinstance(error, OutOfMemoryError):
-            self._shrink_batches()
         self._drop(actor)
         # A reply may have been lost with the actor, so the store decides which of its units it was computing.
         back = []
@@ -230,6 +233,9 @@ class Dispatcher:
         self._pending.extendleft(reversed(back))
         self._progress.note(f"a worker was lost ({_reason(error)}); its units go to others")
         if computing is not None:
+            # The kernel kills what takes too much memory without a word, so a unit lost twice is tried in small batches.
+            if isinstance(error, OutOfMemoryError) or self._ledger.losses(computing):
+                self._shrink_batches()
             self._charge(computing, "loss", _reason(error), str(error))
 
     def _kill_hung(self) -> None:
@@ -248,6 +254,9 @@ class Dispatcher:
                 if actor.reserved is not None:
                     self._pending.appendleft(actor.reserved)
                 self._drop(actor)
+                if self._store.is_committed(unit.id):
+                    self._done(unit)
+                    continue
                 self._charge(unit, "error", f"hung: not done after {limit:.0f} s, its worker was killed", "")
 
     def _charge(self, unit: Unit, kind: str, message: str, trace: str) -> None:

@@ -69,10 +69,24 @@ class Directory:
         """Whether the file is there."""
         return bool(self.filesystem.get_file_info(self.path(relative)).type == pafs.FileType.File)
 
-    def is_empty(self) -> bool:
-        """Whether the folder is missing or holds nothing."""
+    def names(self) -> list[str]:
+        """Names of everything directly inside the folder, folders and unpublished files included."""
         selector = pafs.FileSelector(self.root, recursive=False, allow_not_found=True)
-        return not self.filesystem.get_file_info(selector)
+        return [info.base_name for info in self.filesystem.get_file_info(selector)]
+
+    def check_writable(self) -> None:
+        """Write and remove a file, and the folders this needed; OSError where that cannot be done."""
+        probe = f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        missing = []
+        if self.is_local:
+            folder = self.root
+            while not os.path.lexists(folder):
+                missing.append(folder)
+                folder = os.path.dirname(folder)
+        self.write(probe, b"raysense")
+        self.delete(probe)
+        for folder in missing:
+            os.rmdir(folder)
 
     def write(self, relative: str, data: bytes | pa.Buffer) -> None:
         """Publish a whole file under its name, replacing any earlier one."""

@@ -40,6 +40,10 @@ class Ledger:
         self.given_up.append(unit.id)
         return False
 
+    def losses(self, unit: Unit) -> int:
+        """How many workers the unit has taken down in this run."""
+        return self._charged.get(unit.id, {}).get("loss", 0)
+
     def done(self, unit: Unit) -> None:
         """The unit is committed: forget a failure of an earlier run."""
         if unit.id in self._history:

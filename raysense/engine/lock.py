@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -14,13 +15,15 @@ from typing import Any
 
 import psutil
 
-from raysense.engine.store import Store
-from raysense.errors import UsageError
+from raysense.engine.files import Directory
+from raysense.errors import UsageError, first_line
 
 LOCK_FILE = "driver.json"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+KERNEL_LOCK_FILE = ".driver.lock"
 _SETTLE_SECONDS = 1.0
+_LOG = logging.getLogger("raysense")
 
 
 class DriverLock:
@@ -32,17 +35,19 @@ class DriverLock:
     a minute from another one.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
         process = psutil.Process()
         self._identity = {
             "owner": uuid.uuid4().hex,
             "host": _host(),
             "pid": process.pid,
             "process_started": process.create_time(),
+            "taken": time.time(),
         }
         self._file: int | None = None
         self._stop = threading.Event()
+        self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="raysense-heartbeat", daemon=True)
 
     def __enter__(self) -> DriverLock:
@@ -54,7 +59,7 @@ class DriverLock:
         holder = self._read()
         if holder is not None and _alive(holder):
             raise self._refusal(holder)
-        if self._store.directory.is_local:
+        if self._directory.is_local:
             self._lock_file(holder)
             self._write()
         else:
@@ -68,12 +73,23 @@ class DriverLock:
         return self
 
     def _lock_file(self, holder: dict[str, Any] | None) -> None:
-        self._file = os.open(self._store.directory.path(".driver.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.makedirs(self._directory.root, exist_ok=True)
+            path = self._directory.path(KERNEL_LOCK_FILE)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"directory {self._directory.location!r} cannot be written ({error.strerror}); change its permissions"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
             raise self._refusal(self._read() or holder or {}) from None
+        except OSError as error:  # a network file system without locks: the heartbeat alone must do
+            _LOG.warning(
+                "%s has no file locks (%s); the heartbeat file guards it", self._directory.root, first_line(error)
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,40 +99,55 @@ class DriverLock:
         self._thread.join()
         holder = self._read()
         if holder is not None and holder["owner"] == self._identity["owner"]:
-            self._store.directory.delete(LOCK_FILE)
+            self._directory.delete(LOCK_FILE)
         if self._file is not None:
             os.close(self._file)
 
+    @property
+    def lost(self) -> bool:
+        """Whether another driver took the directory over, because this one did not beat for a minute."""
+        return self._lost.is_set()
+
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self._write()
+            try:
+                holder = self._read()
+                if holder is not None and holder["owner"] != self._identity["owner"]:
+                    self._lost.set()
+                    return
+                self._write()
+            except OSError as error:
+                _LOG.warning(
+                    "heartbeat of %s was not written (%s); trying again", self._directory.root, first_line(error)
+                )
 
     def _write(self) -> None:
-        self._store.directory.write_json(LOCK_FILE, {**self._identity, "heartbeat": time.time()})
+        self._directory.write_json(LOCK_FILE, {**self._identity, "heartbeat": time.time()})
 
     def _read(self) -> dict[str, Any] | None:
-        return read_holder(self._store)
+        return read_holder(self._directory)
 
     def _refusal(self, holder: dict[str, Any]) -> UsageError:
+        host = str(holder.get("host", "?")).split("/")[0]
         return UsageError(
-            f"directory {self._store.location!r} is being scanned by another driver (process {holder.get('pid', '?')} on "
-            f"{str(holder.get('host', '?')).split('/')[0]}); wait for it, or stop it first"
+            f"directory {self._directory.location!r} is being scanned by another driver (process {holder.get('pid', '?')} "
+            f"on {host}); wait for it, or stop it first"
         )
 
 
-def read_holder(store: Store) -> dict[str, Any] | None:
+def read_holder(directory: Directory) -> dict[str, Any] | None:
     """The lock file's content, or None where there is no lock."""
     try:
-        holder: dict[str, Any] = store.directory.read_json(LOCK_FILE)
+        holder: dict[str, Any] = directory.read_json(LOCK_FILE)
     except (FileNotFoundError, ValueError):
         return None
     return holder
 
 
-def is_running(store: Store) -> bool:
-    """Whether a live driver holds the directory."""
-    holder = read_holder(store)
-    return holder is not None and _alive(holder)
+def running_since(directory: Directory) -> float | None:
+    """When the live driver of a directory took it (seconds since the epoch); None where there is none."""
+    holder = read_holder(directory)
+    return float(holder["taken"]) if holder is not None and _alive(holder) else None
 
 
 def _alive(holder: dict[str, Any]) -> bool:

@@ -24,8 +24,9 @@ class Progress:
 
     def __init__(self, total: int, done: int, quiet: bool = False, noun: str = "samples") -> None:
         self._total = total
-        self._before = self._done = done
+        self._before = self.done_items = done
         self._failed = 0
+        self.bad = 0
         self._ready = self._requested = self._most_ready = 0
         self._noun = noun
         self._quiet = quiet
@@ -53,15 +54,19 @@ class Progress:
     ) -> None:
         """Stop showing, with a last line where there is no bar."""
         self._ready = self._requested = self._most_ready
-        self._bar.update(self._task, completed=self._done)
+        self._bar.update(self._task, completed=self.done_items)
         self._bar.stop()
         if self._bar.disable:
             self._console.print(self.line(), soft_wrap=True)
 
     def done(self, unit: Unit) -> None:
         """A unit is committed."""
-        self._done += unit.size
+        self.done_items += unit.size
         self._refresh()
+
+    def bad_items(self, count: int) -> None:
+        """Items of a committed unit that could not be computed."""
+        self.bad += count
 
     def failed(self, unit: Unit, message: str) -> None:
         """A unit is given up on."""
@@ -84,15 +89,17 @@ class Progress:
     def line(self) -> str:
         """The counts as one line of text."""
         if self._working_since is None:
-            return f"{self._done}/{self._total} {self._noun}  starting workers"
+            return f"{self.done_items}/{self._total} {self._noun}  starting workers"
         elapsed = time.monotonic() - self._working_since
-        rate = (self._done - self._before) / elapsed if elapsed > 0 else 0.0
-        left = f"{clock((self._total - self._done) / rate)} left" if rate > 0 else "- left"
-        text = f"{self._done}/{self._total} {self._noun}  {rate:.3g}/s  {left}  workers {self._ready}/{self._requested}"
+        rate = (self.done_items - self._before) / elapsed if elapsed > 0 else 0.0
+        left = f"{clock((self._total - self.done_items) / rate)} left" if rate > 0 else "- left"
+        text = f"{self.done_items}/{self._total} {self._noun}  {rate:.3g}/s  {left}"
+        text += f"  workers {self._ready}/{self._requested}"
+        text += f"  {self.bad} {self._noun} failed" if self.bad else ""
         return text + (f"  {self._failed} units failed" if self._failed else "")
 
     def _refresh(self) -> None:
-        self._bar.update(self._task, completed=self._done)
+        self._bar.update(self._task, completed=self.done_items)
         now = time.monotonic()
         if self._bar.disable and not self._quiet and now - self._last_line > _LINE_SECONDS:
             self._last_line = now

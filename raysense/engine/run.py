@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from types import FrameType
 
 from raysense.engine.dispatch import Dispatcher
+from raysense.engine.files import Directory
 from raysense.engine.lock import DriverLock
 from raysense.engine.progress import Progress
 from raysense.engine.runtime import Placement, cluster, place
 from raysense.engine.store import Store
-from raysense.engine.worker import bind_scan
+from raysense.errors import RaysenseError
 from raysense.options import ComputeOptions, RunOptions
+from raysense.scans import Prepared, Scan
 
 _MOST_LOADERS = 8
 
@@ -29,12 +31,16 @@ class Outcome:
         committed: Units in the store, of this and earlier runs.
         failed: Ids of the units this run gave up on.
         interrupted: Whether it was stopped (Ctrl-C, SIGTERM) before the end.
+        items: Items (samples, ...) in the units that this run committed.
+        bad_items: How many of them could not be computed; their rows say why in a column ``error``.
     """
 
     units: int
     committed: int
-    failed: tuple[str, ...]
-    interrupted: bool
+    failed: tuple[str, ...] = ()
+    interrupted: bool = False
+    items: int = 0
+    bad_items: int = 0
 
     @property
     def complete(self) -> bool:
@@ -42,30 +48,53 @@ class Outcome:
         return self.committed == self.units
 
 
-def run_scan(store: Store, options: RunOptions, quiet: bool = False) -> Outcome:
-    """Compute every unit of the scan that is not committed yet.
+def run_scan(
+    directory: Directory,
+    scan: Scan,
+    prepared: Prepared,
+    options: RunOptions,
+    quiet: bool,
+    begin: Callable[[], Store],
+) -> Outcome:
+    """Compute every unit of a scan that is not committed yet.
+
+    Args:
+        directory: Where the scan is, or will be.
+        scan: The scan, bound to its spec.
+        prepared: What its driver prepared.
+        options: How to run.
+        quiet: Whether to show no progress.
+        begin: Creates or opens the store, once the directory is locked and Ray is there.
 
     Raises:
-        UsageError: another driver works on the directory, or the cluster cannot be reached.
+        UsageError: another driver works on the directory, or the cluster cannot be used.
         ScanFailed: no worker can be started.
+        RaysenseError: another driver took the directory over meanwhile.
     """
-    scan, prepared = bind_scan(store)
     units = scan.units(prepared)
-    with DriverLock(store):
-        store.directory.sweep_temporary_files()
-        committed = store.committed()
+    with DriverLock(directory) as lock:
+        directory.sweep_temporary_files()
+        committed = Store(directory).committed()
         left = [unit for unit in units if unit.id not in committed]
-        failed: list[str] = []
-        stopped = False
-        if left:
-            done = sum(unit.size for unit in units) - sum(unit.size for unit in left)
-            progress = Progress(sum(unit.size for unit in units), done, quiet)
-            with _stop_signals() as stop, progress, cluster(options):
-                placement = place(options, len(left))
-                dispatcher = Dispatcher(store, options, _compute_options(options, placement), placement, progress)
-                failed = dispatcher.run(left, stop)
-                stopped = stop()
-        return Outcome(len(units), len(store.committed()), tuple(failed), stopped)
+        if not left:
+            return Outcome(len(units), len(units))
+        total = sum(unit.size for unit in units)
+        before = total - sum(unit.size for unit in left)
+        # The signal handlers last: ray.init installs its own.
+        with Progress(total, before, quiet) as progress, cluster(options), _stop_signals() as stop:
+            placement = place(options, len(left))
+            store = begin()
+            dispatcher = Dispatcher(store, options, _compute_options(options, placement), placement, progress)
+            failed = dispatcher.run(left, lambda: stop() or lock.lost)
+            interrupted = stop()
+        if lock.lost:
+            raise RaysenseError(
+                f"another driver took {directory.location} over, since this one did not beat for a minute"
+            )
+        committed_now = len(store.committed())
+        return Outcome(
+            len(units), committed_now, tuple(failed), interrupted, progress.done_items - before, progress.bad
+        )
 
 
 def _compute_options(options: RunOptions, placement: Placement) -> ComputeOptions:

@@ -107,6 +107,8 @@ def local_cpus() -> int:
 def place(options: RunOptions, units: int) -> Placement:
     """Workers to request from the joined cluster: one a GPU where there are GPUs, else one a CPU core.
 
+    What one worker asks for fits on the smallest node that has a GPU, or on the largest that has CPUs.
+
     Args:
         options: ``workers`` and ``device``.
         units: Units left; more workers than that would idle.
@@ -114,26 +116,27 @@ def place(options: RunOptions, units: int) -> Placement:
     Raises:
         UsageError: CUDA is asked for on a fixed cluster without GPUs.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if options.device == "cuda" and not gpus and options.workers != "max":
         raise UsageError(
             "device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler"
         )
-    use_gpus = options.device == "cuda" or (options.device == "auto" and gpus > 0)
-    if use_gpus:
+    if options.device == "cuda" or (options.device == "auto" and gpus > 0):
+        shares = [node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
         wanted = gpus if options.workers == "auto" else options.workers
-        share = max(1, cpus // gpus) if gpus else 1
-        return Placement(_bounded(wanted, units), share, 1, None)
+        return Placement(_bounded(wanted, units), max(1, min(shares, default=1)), 1, None)
+    cpus = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
+    largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=1)))
     if options.workers == "auto":
-        memory = psutil.virtual_memory().available // _BYTES_PER_CPU_WORKER if len(ray.nodes()) == 1 else cpus
+        memory = psutil.virtual_memory().available // _BYTES_PER_CPU_WORKER if len(nodes) == 1 else cpus
         wanted = max(1, min(cpus, int(memory)))
     else:
         wanted = options.workers
     workers = _bounded(wanted, units)
     if options.workers == "max":
         return Placement(workers, 1, 0, 1)
-    threads = max(1, cpus // workers)
+    threads = max(1, min(cpus // workers, largest))
     return Placement(workers, threads if workers <= cpus else math.floor(1e4 * cpus / workers) / 1e4, 0, threads)
 
 

@@ -12,6 +12,7 @@ Layout::
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,12 +21,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysense.engine.files import Directory
+from raysense.engine.files import TEMPORARY_SUFFIX, Directory
+from raysense.engine.lock import KERNEL_LOCK_FILE, LOCK_FILE
 from raysense.errors import RaysenseError, UsageError, first_line
 
 SCAN_FILE = "scan.json"
 LISTING_FILE = "listing.arrow"
 FORMAT_VERSION = 1
+_DOCUMENT_KEYS = frozenset({"kind", "spec", "facts", "unit_size", "units", "items", "schemas"})
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,199}")
 
 
@@ -54,23 +57,21 @@ class Store:
 
     @staticmethod
     def check_free(directory: Directory) -> None:
-        """Raise UsageError unless a new scan can be written into the directory."""
-        if directory.exists(SCAN_FILE):
-            raise UsageError(
-                f"out {directory.location!r} already holds a scan; finish it with `raysense resume {directory.location}`, "
-                "or name another directory"
-            )
-        # A listing without scan.json is what a driver leaves that died while it was starting.
+        """Raise UsageError unless a new scan can be written into the directory; leaves nothing behind."""
         try:
-            if not directory.is_empty():
-                held = {entry.name for entry in directory.list("")} - {LISTING_FILE, "driver.json", ".driver.lock"}
-                if held or not directory.exists(LISTING_FILE):
-                    raise UsageError(
-                        f"out {directory.location!r} holds something that is not a raysense scan; "
-                        "name a new or empty directory"
-                    )
-            directory.write(".probe", b"raysense")
-            directory.delete(".probe")
+            if directory.exists(SCAN_FILE):
+                raise UsageError(
+                    f"out {directory.location!r} already holds a scan; finish it with `raysense resume "
+                    f"{directory.location}`, or name another directory"
+                )
+            # These are what a driver leaves that died while it was starting.
+            leftovers = {LISTING_FILE, LOCK_FILE, KERNEL_LOCK_FILE}
+            if not all(name in leftovers or name.endswith(TEMPORARY_SUFFIX) for name in directory.names()):
+                raise UsageError(
+                    f"out {directory.location!r} holds something that is not a raysense scan; "
+                    "name a new or empty directory"
+                )
+            directory.check_writable()
         except OSError as error:
             raise _unwritable(directory, error) from error
 
@@ -84,7 +85,10 @@ class Store:
         directory = Directory(location, argument="directory")
         store = cls(directory)
         try:
-            version = store.document()["format"]
+            document = store.document()
+            version = document["format"]
+            if version == FORMAT_VERSION and not document.keys() >= _DOCUMENT_KEYS:
+                raise KeyError(f"no {', '.join(sorted(_DOCUMENT_KEYS - document.keys()))}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"directory {directory.location!r} holds no scan (no {SCAN_FILE}); "
@@ -113,6 +117,10 @@ class Store:
         """The parsed scan.json."""
         document: dict[str, Any] = self.directory.read_json(SCAN_FILE)
         return document
+
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Schemas of the tables as the scan wrote them; reading results runs no code of the scan."""
+        return decode_schemas(self.document()["schemas"])
 
     def listing(self) -> pa.Table:
         """The stored listing of the data (memory-mapped on a local disk).
@@ -149,6 +157,11 @@ class Store:
         """Whether one unit is committed."""
         _check_unit_id(unit)
         return self.directory.exists(f"commits/{unit}.json")
+
+    def commit_record(self, unit: str) -> dict[str, Any]:
+        """What a unit's commit says of it."""
+        record: dict[str, Any] = self.directory.read_json(f"commits/{unit}.json")
+        return record
 
     @staticmethod
     def table_file(table: str, unit: str) -> str:
@@ -194,6 +207,16 @@ class Store:
             for name in names
             if name.removesuffix(".json") not in committed
         ]
+
+
+def encode_schemas(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:
+    """Arrow schemas, metadata included, as text for scan.json."""
+    return {name: base64.b64encode(schema.serialize()).decode() for name, schema in schemas.items()}
+
+
+def decode_schemas(encoded: Mapping[str, str]) -> dict[str, pa.Schema]:
+    """The inverse of :func:`encode_schemas`."""
+    return {name: pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for name, text in encoded.items()}
 
 
 def _check_unit_id(unit: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 
@@ -37,12 +35,14 @@ class Reply:
         seconds: Time it took.
         error: One line, empty if committed.
         traceback: The remote traceback, empty if committed.
+        bad_items: Rows that say in a column ``error`` why their item could not be computed.
     """
 
     committed: bool
     seconds: float
     error: str = ""
     traceback: str = ""
+    bad_items: int = 0
 
 
 class Worker:
@@ -63,10 +63,6 @@ class Worker:
             return str(error)
         return ""
 
-    def describe(self) -> dict[str, Any]:
-        """Process, node and device, for the driver's bookkeeping."""
-        return {"pid": os.getpid(), "host": socket.gethostname(), "device": self._computer.device}
-
     def compute(self, unit: Unit, attempt: int, upcoming: Unit | None = None) -> Reply:
         """Compute and commit one unit; whatever it raises comes back as a reply, so that the process lives on."""
         started, clock = datetime.now(UTC), time.perf_counter()
@@ -85,12 +81,23 @@ class Worker:
                 "batch_size": self._computer.batch_size,
             }
             units = pa.Table.from_pylist([record], schema=UNITS)
-            self._store.commit(unit.id, {**tables, "units": units}, {"attempt": attempt, "worker": self._id})
+            bad = sum(count_bad_items(table) for table in tables.values())
+            facts = {"items": unit.size, "bad_items": bad, "attempt": attempt, "worker": self._id}
+            self._store.commit(unit.id, {**tables, "units": units}, facts)
         except Exception as error:
-            summary = f"{type(error).__name__}: {first_line(error)}"
-            return Reply(False, time.perf_counter() - clock, summary, traceback.format_exc())
-        return Reply(True, seconds)
+            return Reply(False, time.perf_counter() - clock, _summary(error), traceback.format_exc())
+        return Reply(True, seconds, bad_items=bad)
 
-    def close(self) -> None:
-        """Release what the scan holds."""
-        self._computer.close()
+
+def count_bad_items(table: pa.Table) -> int:
+    """Rows of a table whose column ``error`` says why the item could not be computed; 0 where there is no such column."""
+    if "error" not in table.column_names:
+        return 0
+    return int(table.num_rows - table["error"].null_count)
+
+
+def _summary(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {first_line(error)}"
+    except Exception:  # somebody's exception that cannot even be printed
+        return f"{type(error).__name__} (its message cannot be shown)"

@@ -60,7 +60,7 @@ def export_tables(
 
 def _check_empty(target: Directory) -> None:
     try:
-        empty = target.is_empty()
+        empty = not target.names()
     except OSError as error:
         raise UsageError(
             f"out {target.location!r} cannot be opened ({error}); name a new or empty directory"

@@ -11,7 +11,6 @@ import pyarrow.dataset as ds
 
 from raysense.engine.store import Store
 from raysense.errors import UsageError
-from raysense.scans import get_scan
 
 
 class ScanTables:
@@ -21,14 +20,17 @@ class ScanTables:
         store: The scan directory.
         name: Name of the scan among those opened together, the value of column ``scan``.
         document: The parsed scan.json.
-        schemas: Arrow schema of every table of the scan's kind, documentation in the field metadata.
+        schemas: Arrow schema of every table, documentation in the field metadata, as scan.json holds them: opening
+            somebody else's results runs no code that they name.
+        run_code: Whether reading images may call the Python factory that a scan's data reference names.
     """
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
         self.document: dict[str, Any] = store.document()
-        self.schemas: Mapping[str, pa.Schema] = get_scan(self.kind).schemas()
+        self.schemas: Mapping[str, pa.Schema] = store.schemas()
+        self.run_code = False
 
     @property
     def kind(self) -> str:
@@ -51,7 +53,7 @@ class ScanTables:
         return None
 
     def dataset(self, table: str, units: Iterable[str]) -> ds.FileSystemDataset:
-        """A table over the given committed units, with the schema its kind declares; files open on reading."""
+        """A table over the given committed units, with the schema its scan declared; files open on reading."""
         return ds.FileSystemDataset.from_paths(
             self.store.table_paths(table, units),
             schema=self.schemas[table],

@@ -44,6 +44,7 @@ def write_report(
     output: str | PathLike[str],
     formats: Sequence[str] = ("png", "pdf"),
     progress: Progress | None = None,
+    run_code: bool = False,
 ) -> list[str]:
     """Write a report on one or several scans, finished or not.
 
@@ -55,6 +56,8 @@ def write_report(
         output: The HTML file, local or a URI; one that is there is replaced.
         formats: Formats of the figure files, of `FIGURE_FORMATS`; empty writes none.
         progress: Called with (steps done, steps in all).
+        run_code: Whether pictures may be read through a Python factory that the scan's data reference names, which
+            runs its code; do so with scans of your own.
 
     Returns:
         Paths of the files written, the page first.
@@ -72,6 +75,7 @@ def write_report(
         chapters = _joint_chapters(database)
         tell(1, steps)
         for index, scan in enumerate(database.scans):
+            scan.run_code = run_code
             chapters.append(_chapter(database, scan, index))
             tell(index + 2, steps)
         unfinished = [f"scan {scan.name}" for scan in database.scans if is_unfinished(database, scan)]
@@ -111,7 +115,8 @@ def _joint_chapters(database: ResultDatabase) -> list[Chapter]:
 def _kind_module(kind: str) -> ModuleType | None:
     """The module that contributes the sections of a kind; None where there is none yet."""
     name = f"raysense.report.{kind}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    found = kind.isidentifier() and importlib.util.find_spec(name)
+    return importlib.import_module(name) if found else None
 
 
 def _render_figures(chapters: Sequence[Chapter], formats: Sequence[str]) -> tuple[dict[str, bytes], dict[Plot, str]]:

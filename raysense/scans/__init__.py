@@ -8,10 +8,10 @@ import pkgutil
 from functools import cache
 
 from raysense.errors import UsageError
-from raysense.references import Reference, import_factory
+from raysense.references import Reference, import_factory, local_path
 from raysense.scans.base import Computer, Prepared, Scan, ScanSpec, Unit
 
-__all__ = ["Computer", "Prepared", "Scan", "ScanSpec", "Unit", "get_scan", "scan_kinds"]
+__all__ = ["Computer", "Prepared", "Scan", "ScanSpec", "Unit", "absolute_kind", "get_scan", "scan_kinds"]
 
 
 @cache
@@ -30,6 +30,12 @@ def _registry() -> dict[str, type[Scan]]:
 def scan_kinds() -> list[str]:
     """Names of all kinds of scan, sorted."""
     return list(_registry())
+
+
+def absolute_kind(kind: str) -> str:
+    """The same kind, meaning the same in another working directory."""
+    where, _, name = kind.rpartition(":")
+    return f"{local_path(where)}:{name}" if where.endswith(".py") else kind
 
 
 def get_scan(kind: str) -> type[Scan]:

@@ -13,6 +13,7 @@ from raysense.datasets import DataSource, Listing, open_data
 from raysense.devices import resolve_device
 from raysense.errors import SampleError, UsageError, first_line
 from raysense.loading import SampleDecoder, SampleLoader, as_float
+from raysense.measures.gradients import forward_with_graph
 from raysense.models import LoadedModel, load_model
 from raysense.options import ComputeOptions
 from raysense.preprocessing import Preprocessing
@@ -26,13 +27,13 @@ _UNITS_WANTED = 64
 _PASSES_PER_UNIT = 16384
 
 
-def prepare_samples(spec: SampledSpec, options: ComputeOptions, passes_per_sample: Callable[[int], int]) -> Prepared:
+def prepare_samples(spec: SampledSpec, passes_per_sample: Callable[[int], int], gradients: bool) -> Prepared:
     """List the data, open the model, and check that they fit, before anything is computed.
 
     Args:
         spec: Names the model and the data.
-        options: The device to probe on is always the CPU.
         passes_per_sample: Rough cost of one sample in passes, from the number of classes; sizes the units.
+        gradients: Whether the scan needs gradients with respect to the input.
 
     Raises:
         UsageError: one sentence on what does not fit.
@@ -42,7 +43,7 @@ def prepare_samples(spec: SampledSpec, options: ComputeOptions, passes_per_sampl
     listing = source.list()
     table = _limited(listing.table, spec.limit)
     preprocessing = source.preprocessing or model.preprocessing
-    shape, classes = _probe(spec, model, source, table, preprocessing)
+    shape, classes = _probe(spec, model, source, table, preprocessing, gradients)
     _check_labels(spec, table, classes)
     return Prepared(
         listing=table,
@@ -64,6 +65,7 @@ def prepare_samples(spec: SampledSpec, options: ComputeOptions, passes_per_sampl
             "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
             "fingerprints": _fingerprints(model, listing),
         },
+        notes=listing.notes,
         unit_size=spec.unit_size or _unit_size(table.num_rows, passes_per_sample(classes)),
     )
 
@@ -132,7 +134,12 @@ def _check_labels(spec: SampledSpec, table: pa.Table, classes: int) -> None:
 
 
 def _probe(
-    spec: SampledSpec, model: LoadedModel, source: DataSource, table: pa.Table, preprocessing: Preprocessing | None
+    spec: SampledSpec,
+    model: LoadedModel,
+    source: DataSource,
+    table: pa.Table,
+    preprocessing: Preprocessing | None,
+    gradients: bool,
 ) -> tuple[tuple[int, ...], int]:
     """Run the first readable samples; returns the image shape and the number of classes."""
     decoder = SampleDecoder(source.reader(table), preprocessing, None)
@@ -148,13 +155,26 @@ def _probe(
             output = model.module(batch)
             again = model.module(batch)
             alone = model.module(batch[:1])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # a model may raise anything
         raise UsageError(
             f"model {spec.model!r} does not take the images of data {spec.data!r}, {list(batch.shape)}: "
             f"{first_line(error)}"
         ) from error
     _check_output(spec, output, again, alone, names)
+    if gradients:
+        _check_gradients(spec, model, batch[:1])
     return tuple(batch.shape[1:]), output.shape[1]
+
+
+def _check_gradients(spec: SampledSpec, model: LoadedModel, image: torch.Tensor) -> None:
+    logits, inputs = forward_with_graph(model.module, image)
+    try:
+        torch.autograd.grad(logits.sum(), inputs)
+    except RuntimeError as error:
+        raise UsageError(
+            f"model {spec.model!r} has no gradient with respect to its input ({first_line(error)}); scan a model that is "
+            "differentiable throughout, or use --method bound"
+        ) from error
 
 
 def _first_images(spec: SampledSpec, decoder: SampleDecoder, table: pa.Table) -> tuple[list[torch.Tensor], list[str]]:

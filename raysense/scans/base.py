@@ -49,11 +49,13 @@ class Prepared:
         listing: What the units range over, one row an item.
         facts: JSON-serialisable facts: model, data, preprocessing, classes, fingerprints under ``"fingerprints"``.
         unit_size: Items per unit.
+        notes: Sentences the user should read before the scan runs.
     """
 
     listing: pa.Table
     facts: dict[str, Any]
     unit_size: int
+    notes: tuple[str, ...] = ()
 
 
 class Computer(ABC):

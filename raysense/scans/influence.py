@@ -106,7 +106,7 @@ class InfluenceScan(Scan):
         """List the data and check it against the model."""
         from raysense.scans._sampled import prepare_samples
 
-        return prepare_samples(self.spec, options, passes_per_sample=self._passes)
+        return prepare_samples(self.spec, self._passes, gradients=self.spec.method != "bound")
 
     def fingerprints(self, options: ComputeOptions) -> dict[str, str]:
         """Fingerprints of model and data as they are now."""

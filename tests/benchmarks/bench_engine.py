@@ -22,7 +22,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import Verdict, interleaved, print_ratio, print_sides, print_verdict
+from harness import Verdict, interleaved, print_ratio, print_sides, print_title, print_verdict
 from plugin_scans import NumbersScan
 
 from raysense.api import scan
@@ -79,12 +79,12 @@ class Trials:
         out = self._new_folder()
         store = Store.create(out, self._latest.document(), self._latest.listing())
         worker = Worker("alone")
-        worker.open(str(out), ComputeOptions(device="cpu"))
+        if problem := worker.open(str(out), ComputeOptions(device="cpu")):
+            raise AssertionError(problem)
         bound, prepared = bind_scan(store)
         for unit in bound.units(prepared):
             if not worker.compute(unit, 1).committed:
                 raise AssertionError(f"unit {unit.id} failed")
-        worker.close()
         self._keep(name, store)
 
     def measured(self, what: Callable[[Phase], float]) -> dict[str, list[float]]:
@@ -113,6 +113,7 @@ def phase(store: Store) -> Phase:
 def overhead(folder: Path, units: int, milliseconds: float, rounds: int) -> list[Verdict]:
     """Time per unit and worker beyond computing, which here is sleeping: dispatch, replies, writing and committing."""
     ray, alone = f"Ray, {WORKERS} workers", "no Ray, 1 worker"
+    print_title(f"Overhead per unit: {units} units of {milliseconds:g} ms, {rounds} interleaved rounds")
     trials = Trials(folder)
     spec = {"items": units, "unit_size": 1, "seconds": milliseconds / 1e3}
     interleaved(
@@ -122,7 +123,6 @@ def overhead(folder: Path, units: int, milliseconds: float, rounds: int) -> list
         },
         rounds,
     )
-    print(f"\nOverhead per unit: {units} units of {milliseconds:g} ms, {rounds} interleaved rounds")
     workers = {ray: WORKERS, alone: 1}
     beyond = {
         name: [(phase.wall * workers[name] - phase.computing) / phase.units for phase in phases[1:]]
@@ -139,8 +139,9 @@ def overhead(folder: Path, units: int, milliseconds: float, rounds: int) -> list
 
 
 def throughput(folder: Path, units: int, rounds: int) -> None:
-    """Units per second when a unit computes nothing: what is left is dispatch and three files per unit."""
+    """Units per second when a unit computes nothing: what is left is dispatch and three synced files per unit."""
     ray, alone = f"Ray, {WORKERS} workers", "no Ray, 1 worker"
+    print_title(f"Empty units: {units} units, {rounds} interleaved rounds")
     trials = Trials(folder)
     interleaved(
         {
@@ -149,7 +150,6 @@ def throughput(folder: Path, units: int, rounds: int) -> None:
         },
         rounds,
     )
-    print(f"\nEmpty units: {units} units, {rounds} interleaved rounds")
     print_sides(trials.measured(lambda phase: phase.units / phase.wall), 1, "units/s")
 
 
@@ -163,21 +163,17 @@ def scaling(folder: Path, images: int, rounds: int) -> list[Verdict]:
         "unit_size": UNIT_SIZE,
     }
     one, threads, two = "1 worker of 1 thread", "1 worker of 2 threads", "2 workers of 1 thread"
+    print_title(f"Two workers against one: {images} images, exact influence, {rounds} interleaved rounds")
     trials = Trials(folder)
 
-    def on_one_cpu() -> None:
-        with ray_of_one_cpu():
-            trials.on_ray(one, "influence", 1, **spec)
+    def on(name: str, cpus: int, workers: int) -> None:
+        with ray_of(cpus):
+            trials.on_ray(name, "influence", workers, **spec)
 
     whole = interleaved(
-        {
-            one: on_one_cpu,
-            threads: lambda: trials.on_ray(threads, "influence", 1, **spec),
-            two: lambda: trials.on_ray(two, "influence", 2, **spec),
-        },
+        {one: lambda: on(one, 1, 1), threads: lambda: on(threads, 2, 1), two: lambda: on(two, 2, 2)},
         rounds,
     )
-    print(f"\nTwo workers against one: {images} images, exact influence, {rounds} interleaved rounds")
     seconds = trials.measured(lambda phase: phase.wall)
     print_sides(seconds)
     verdicts = print_ratio(seconds, one, two, SCALING_TARGET)
@@ -198,13 +194,13 @@ def write_images(path: Path, count: int) -> None:
 
 
 @contextmanager
-def ray_of_one_cpu() -> Iterator[None]:
-    """A Ray that has one CPU to give, so that a worker gets one thread; the driver keeps the other core."""
+def ray_of(cpus: int) -> Iterator[None]:
+    """A Ray that has so many CPUs to give, on any machine; the engine divides them among the threads of its workers."""
     import ray  # not above: raysense.engine must have set Ray's environment first
 
     ray.init(
         address="local",
-        num_cpus=1,
+        num_cpus=cpus,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
@@ -222,9 +218,10 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds of each comparison")
     parser.add_argument("--units", type=int, default=400, help="units of 20 ms")
     parser.add_argument("--empty-units", type=int, default=2000, help="units that compute nothing")
-    parser.add_argument("--images", type=int, default=1500, help="images of the scan on one and on two workers")
+    parser.add_argument("--images", type=int, default=800, help="images of the scan on one and on two workers")
+    parser.add_argument("--folder", help="where to write; on a file system in memory no disk is waited for")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         verdicts = overhead(folder / "overhead", options.units, 20.0, options.rounds)
         throughput(folder / "empty", options.empty_units, options.rounds)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 
 _MEMORY_POLL_SECONDS = 0.005
+_BUSY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def interleaved(
     return seconds
 
 
+def print_title(text: str) -> None:
+    """Begin a comparison: what it is, and how busy the machine is without it."""
+    share = psutil.cpu_percent(interval=_BUSY_SECONDS) / 100
+    cores = psutil.cpu_count() or 1
+    print(f"\n{text}\n  before: {share * cores:.1f} of {cores} cores busy with something else", flush=True)
+
+
 def ratios(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> list[float]:
     """How many times faster ``fast`` was than ``slow``, round by round."""
     return [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
@@ -81,10 +89,17 @@ def print_sides(seconds: Mapping[str, Sequence[float]], items: int = 1, unit: st
 def print_ratio(
     seconds: Mapping[str, Sequence[float]], slow: str, fast: str, target: float | None = None
 ) -> list[Verdict]:
-    """Ratio of the medians, and the extremes of the ratio pair by pair; returns the verdict if there is a target."""
+    """Ratio of the medians and of the minima, and the extremes pair by pair; returns the verdict if there is a target.
+
+    The verdict is on the medians. The minima are what a busy machine disturbs least.
+    """
     pairs = ratios(seconds, slow, fast)
     ratio = statistics.median(seconds[slow]) / statistics.median(seconds[fast])
-    line = f"{slow} / {fast}: {ratio:.2f}x of medians, {min(pairs):.2f}x to {max(pairs):.2f}x pair by pair"
+    best = min(seconds[slow]) / min(seconds[fast])
+    line = (
+        f"{slow} / {fast}: {ratio:.2f}x of medians, {best:.2f}x of minima, "
+        f"{min(pairs):.2f}x to {max(pairs):.2f}x pair by pair"
+    )
     if target is None:
         print(f"  {line}")
         return []
