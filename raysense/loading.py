@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from raysense.errors import SampleError
@@ -70,15 +71,19 @@ class SampleDecoder:
             )
         return image
 
-    def decode_rows(self, start: int, stop: int) -> Samples:
-        """Rows ``start`` to ``stop`` (exclusive)."""
+    def over(self, table: pa.Table) -> SampleDecoder:
+        """The same decoder for other rows."""
+        return replace(self, reader=self.reader.over(table))
+
+    def decode_rows(self, start: int, stop: int, shift: int = 0) -> Samples:
+        """Rows ``start`` to ``stop`` (exclusive), reported as rows ``shift`` further on."""
         rows, images, errors = [], [], {}
         for row in range(start, stop):
             try:
                 images.append(self.decode(row).numpy())
-                rows.append(row)
+                rows.append(row + shift)
             except SampleError as error:
-                errors[row] = str(error)
+                errors[row + shift] = str(error)
         return Samples(rows, np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8), errors)
 
 
@@ -123,18 +128,23 @@ class SampleLoader:
     def _submit(self, chunk: tuple[int, int]) -> None:
         pool = self._started_pool()
         try:
-            future = pool.submit(_decode_in_process, *chunk)
+            future = self._send(pool, *chunk)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
         self._ahead.append(_Chunk(chunk, future, pool))
+
+    def _send(self, pool: ProcessPoolExecutor, start: int, stop: int) -> Future[Samples]:
+        """Only the rows to decode travel: a listing of millions is not copied to every loader, as pickling a slice would."""
+        rows = self._decoder.reader.table.take(pa.array(range(start, stop), pa.int64()))
+        return pool.submit(_decode_in_process, rows, start)
 
     def _decode_one_by_one(self, start: int, stop: int) -> Samples:
         """After a loader process died: find the sample that kills it, if one does."""
         parts = []
         for row in range(start, stop):
             try:
-                parts.append(self._started_pool().submit(_decode_in_process, row, row + 1).result())
+                parts.append(self._send(self._started_pool(), row, row + 1).result())
             except BrokenProcessPool:
                 self.close()
                 parts.append(
@@ -151,8 +161,9 @@ class SampleLoader:
         if self._pool is None:
             # forkserver: forking a process with threads and an open device is unsafe; the server imports torch once.
             context = multiprocessing.get_context("forkserver")
+            empty = self._decoder.over(self._decoder.reader.table.schema.empty_table())
             context.set_forkserver_preload(["raysense.loading"])
-            self._pool = ProcessPoolExecutor(self._loaders, context, initializer=_start, initargs=(self._decoder,))
+            self._pool = ProcessPoolExecutor(self._loaders, context, initializer=_start, initargs=(empty,))
         return self._pool
 
     def close(self) -> None:
@@ -198,6 +209,6 @@ def _start(decoder: SampleDecoder) -> None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(0)), daemon=True).start()
 
 
-def _decode_in_process(start: int, stop: int) -> Samples:
+def _decode_in_process(rows: pa.Table, shift: int) -> Samples:
     assert _decoder is not None
-    return _decoder.decode_rows(start, stop)
+    return _decoder.over(rows).decode_rows(0, rows.num_rows, shift)

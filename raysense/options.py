@@ -23,7 +23,7 @@ class ComputeOptions(BaseModel):
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1, or auto")
+            raise ValueError("at least 1, or auto")
         return value
 
 
@@ -33,7 +33,9 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: int | Literal["auto", "max"] = Field(
-        "auto", description="workers; auto: one a GPU, else one a CPU core; max: as many as an autoscaler gives"
+        "auto",
+        description="workers; auto: one a GPU, else one a CPU core; max: as many as an autoscaler "
+        "gives (with --device cuda where it has no GPU up yet)",
     )
     batch_size: int | Literal["auto"] = Field("auto", description="samples per batch; auto measures itself")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -50,12 +52,12 @@ class RunOptions(BaseModel):
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1")
+            raise ValueError("at least 1")
         return value
 
     @field_validator("unit_timeout")
     @classmethod
     def _positive_seconds(cls, value: float | str) -> float | str:
         if not isinstance(value, str) and not value > 0:
-            raise ValueError("must be positive")
+            raise ValueError("positive")
         return value

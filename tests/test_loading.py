@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 
@@ -29,8 +30,13 @@ class Reader:
     marks: str = ""
     in_memory: bool = False
     floating: bool = False
+    table: pa.Table = field(default_factory=lambda: pa.table({"row": range(2000)}))
+
+    def over(self, table: pa.Table) -> Reader:
+        return replace(self, table=table)
 
     def read(self, row: int) -> torch.Tensor:
+        row = self.table["row"][row].as_py()
         if self.marks:
             (Path(self.marks) / str(row)).touch()
         if row in self.bad:

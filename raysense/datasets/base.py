@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,12 @@ class ImageReader(ABC):
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def over(self, table: pa.Table) -> Self:
+        """Return the same reader for other rows, such as a slice; what it has opened is shared."""
+        other = copy.copy(self)
+        other.table = table
+        return other
 
     @property
     @abstractmethod
