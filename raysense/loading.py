@@ -135,7 +135,7 @@ class SampleLoader:
         self._ahead.append(_Chunk(chunk, future, pool))
 
     def _send(self, pool: ProcessPoolExecutor, start: int, stop: int) -> Future[Samples]:
-        """Only the rows to decode travel: a listing of millions is not copied to every loader, as pickling a slice would."""
+        """Only the rows to decode travel, copied out: a pickled slice would carry the whole listing to every loader."""
         rows = self._decoder.reader.table.take(pa.array(range(start, stop), pa.int64()))
         return pool.submit(_decode_in_process, rows, start)
 

@@ -11,8 +11,8 @@ from networks import dense_influence
 
 from raysense.measures.fisher import (
     attained,
-    difference_gram,
     gradient_norm,
+    gram_matrix,
     influence,
     odds_against,
     published_influence,
@@ -20,7 +20,8 @@ from raysense.measures.fisher import (
 
 
 def gram_of(jacobian: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    return difference_gram(jacobian, logits.argmax(1))
+    reference = logits.argmax(1)[:, None, None].expand(-1, 1, jacobian.shape[2])
+    return gram_matrix(jacobian - jacobian.gather(1, reference))
 
 
 def random_case(
@@ -42,7 +43,7 @@ def random_case(
 @pytest.mark.parametrize("scale", [0.3, 1.5])
 def test_influence_equals_its_definition(classes: int, rank: int, scale: float) -> None:
     logits, jacobian, chosen = random_case(classes, rank, scale, seed=classes * 100 + rank)
-    result = influence(logits, gram_of(jacobian, logits), chosen)
+    result = influence(logits, gram_of(jacobian, logits), chosen, logits.argmax(1))
     expected = torch.tensor(
         [dense_influence(j, z, int(y)) for j, z, y in zip(jacobian, logits, chosen, strict=True)], dtype=torch.float64
     )
@@ -78,7 +79,7 @@ def test_low_rank_influence_keeps_its_digits_over_hundreds_of_orders_of_magnitud
     gram = gram_of(jacobian, logits)
     for chosen in range(classes):
         expected = exact_influence_in_digits(jacobian[0], logits[0], chosen)
-        result = influence(logits, gram, torch.tensor([chosen]))
+        result = influence(logits, gram, torch.tensor([chosen]), logits.argmax(1))
         assert result.rank.item() == rank
         assert abs(mpmath.mpf(result.fi.item()) / expected - 1) < 1e-8, (spread, chosen)
 
@@ -87,7 +88,7 @@ def test_confidently_misclassified_sample_keeps_its_influence() -> None:
     """A rank threshold on the metric would drop the improbable class's direction and return 0."""
     logits = torch.tensor([[0.0, -45.0, -3.0, -5.0]], dtype=torch.float64)
     _, jacobian, _ = random_case(4, 40, 1.0, seed=0, samples=1)
-    result = influence(logits, gram_of(jacobian, logits), torch.tensor([1]))
+    result = influence(logits, gram_of(jacobian, logits), torch.tensor([1]), logits.argmax(1))
     p = torch.softmax(logits, 1)[0, 1].item()
     assert result.fi.item() == pytest.approx((1 - p) / p, rel=1e-12)
     assert result.fi.item() > 1e19
@@ -95,14 +96,14 @@ def test_confidently_misclassified_sample_keeps_its_influence() -> None:
 
 def test_influence_is_the_closed_form_at_full_rank() -> None:
     logits, jacobian, chosen = random_case(10, 40, 8.0, seed=5, samples=50)
-    result = influence(logits, gram_of(jacobian, logits), chosen)
+    result = influence(logits, gram_of(jacobian, logits), chosen, logits.argmax(1))
     p = torch.softmax(logits, 1).gather(1, chosen[:, None]).squeeze(1)
     torch.testing.assert_close(result.fi, (1 - p) / p, rtol=1e-9, atol=1e-12)
 
 
 def test_no_gradient_no_influence() -> None:
     logits, _, chosen = random_case(5, 3, 1.0, seed=0)
-    result = influence(logits, torch.zeros(6, 5, 5, dtype=torch.float64), chosen)
+    result = influence(logits, torch.zeros(6, 5, 5, dtype=torch.float64), chosen, logits.argmax(1))
     assert result.fi.tolist() == [0.0] * 6
     assert result.rank.tolist() == [0] * 6
 
@@ -116,8 +117,8 @@ def test_influence_is_invariant_under_reparameterisation(seed: int, classes: int
     q, _ = torch.linalg.qr(torch.randn(15, 15, generator=generator, dtype=torch.float64))
     scales = torch.logspace(-condition / 2, condition / 2, 15, dtype=torch.float64)
     transformed = 7.0 * jacobian @ q @ torch.diag(scales)
-    before = influence(logits, gram_of(jacobian, logits), chosen)
-    after = influence(logits, gram_of(transformed, logits), chosen)
+    before = influence(logits, gram_of(jacobian, logits), chosen, logits.argmax(1))
+    after = influence(logits, gram_of(transformed, logits), chosen, logits.argmax(1))
     torch.testing.assert_close(after.fi, before.fi, rtol=1e-8, atol=0)
 
 
@@ -139,7 +140,7 @@ def test_odds_of_confident_samples_are_not_a_difference() -> None:
 def test_attained_is_a_lower_bound_that_the_solution_attains() -> None:
     for rank in (2, 40):
         logits, jacobian, chosen = random_case(8, rank, 2.0, seed=rank)
-        result = influence(logits, gram_of(jacobian, logits), chosen)
+        result = influence(logits, gram_of(jacobian, logits), chosen, logits.argmax(1))
         torch.testing.assert_close(attained(logits, result.move, chosen), result.fi, rtol=1e-9, atol=0)
         generator = torch.Generator().manual_seed(0)
         for _ in range(20):

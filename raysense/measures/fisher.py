@@ -57,37 +57,32 @@ def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
     return torch.exp(torch.logsumexp(others - chosen, dim=1))
 
 
-def difference_gram(gradients: Tensor, reference: Tensor) -> Tensor:
-    """Gram matrix of d_k = g_k - g_r, accumulated in float64.
-
-    Subtracting the gradient of the most probable class r first keeps the digits that the Fisher metric of a confident
-    sample, whose gradients nearly cancel, would lose.
+def gram_matrix(rows: Tensor) -> Tensor:
+    """Gram matrix of gradients, accumulated in float64 whatever their dtype.
 
     Args:
-        gradients: [N, K, P] logit gradients g_k = dz_k / dw, any floating dtype.
-        reference: [N] int64, the class r of each sample.
+        rows: [N, M, P].
 
     Returns:
-        [N, K, K] float64; row and column r are zero.
+        [N, M, M] float64.
     """
-    samples, classes, size = gradients.shape
-    gram = gradients.new_zeros((samples, classes, classes), dtype=torch.float64)
-    rows = reference[:, None, None]
-    width = max(64, _BLOCK_VALUES // (samples * classes))
+    samples, count, size = rows.shape
+    gram = rows.new_zeros((samples, count, count), dtype=torch.float64)
+    width = max(64, _BLOCK_VALUES // (samples * count))
     for start in range(0, size, width):
-        block = gradients[:, :, start : start + width].double()
-        block = block - block.gather(1, rows.expand(-1, 1, block.shape[2]))
+        block = rows[:, :, start : start + width].double()
         gram.baddbmm_(block, block.transpose(1, 2))
     return gram
 
 
-def influence(logits: Tensor, gram: Tensor, classes: Tensor, rtol: float = RANK_RTOL) -> Influence:
-    """FI of f = -log p_y, Eq. (3), from the difference Gram matrix.
+def influence(logits: Tensor, gram: Tensor, classes: Tensor, reference: Tensor, rtol: float = RANK_RTOL) -> Influence:
+    """FI of f = -log p_y, Eq. (3), from the Gram matrix of the gradient differences d_k = dz_k - dz_r.
 
     Args:
         logits: [N, K] float64.
-        gram: [N, K, K] float64 of :func:`difference_gram` with the most probable class as reference.
+        gram: [N, K, K] float64 of the d_k; row and column r are zero.
         classes: [N] int64, the class y of each sample.
+        reference: [N] int64, the class r; where one class has nearly all probability, it must be that one.
         rtol: Relative threshold on the eigenvalues of ``gram`` below which a direction does not exist.
 
     Returns:
@@ -111,11 +106,11 @@ def influence(logits: Tensor, gram: Tensor, classes: Tensor, rtol: float = RANK_
             fi[chosen], move[chosen] = 0.0, 0.0
             continue
         basis = eigenvectors[chosen][:, :, count - value :]
-        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen])
+        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
     return Influence(torch.minimum(fi, upper), upper, rank, move)
 
 
-def _project(logits: Tensor, basis: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _project(logits: Tensor, basis: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norm of the projection of phi onto span(basis) + constants in L2(p), and the projection.
 
     The weights span hundreds of orders of magnitude, so the basis is first brought by Gaussian elimination with row
@@ -123,15 +118,15 @@ def _project(logits: Tensor, basis: Tensor, classes: Tensor) -> tuple[Tensor, Te
 
     Args:
         logits: [N, K].
-        basis: [N, K, q] with q < K - 1, zero in the row of the most probable class.
+        basis: [N, K, q] with q < K - 1, zero in the row of the reference.
         classes: [N].
+        reference: [N].
 
     Returns:
         [N] and [N, K], both float64.
     """
     logs = torch.log_softmax(logits, dim=1)
     weights = torch.exp(0.5 * logs)
-    reference = logits.argmax(1)
     basis = basis.scatter(1, reference[:, None, None].expand(-1, 1, basis.shape[2]), 0.0)
     weighted = weights[:, :, None] * torch.cat((torch.ones_like(basis[:, :, :1]), basis), dim=2)
     permutation, lower, _ = torch.linalg.lu(weighted)
@@ -181,7 +176,7 @@ def gradient_norm(logits: Tensor, gram: Tensor, classes: Tensor) -> Tensor:
 
     Args:
         logits: [N, K] float64.
-        gram: [N, K, K] float64 of :func:`difference_gram` with the most probable class as reference.
+        gram: [N, K, K] float64 of the gradient differences, as for :func:`influence`.
         classes: [N] int64.
 
     Returns:
@@ -201,7 +196,7 @@ def published_influence(logits: Tensor, gram: Tensor, classes: Tensor, epsilon: 
 
     Args:
         logits: [N, K] float64.
-        gram: [N, K, K] float64 of :func:`difference_gram`.
+        gram: [N, K, K] float64 of gradient differences to any class.
         classes: [N] int64.
         epsilon: The authors' constant.
 

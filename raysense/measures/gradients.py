@@ -39,11 +39,24 @@ def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor]) -
     return result
 
 
+def forward(model: Model, images: Tensor) -> Tensor:
+    """Logits without a graph."""
+    with torch.no_grad():
+        return model(_arranged(images))
+
+
 def forward_with_graph(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits with a graph back to the images, and the images that require grad."""
     with torch.enable_grad():
-        inputs = images.detach().requires_grad_(True)
+        inputs = _arranged(images.detach()).requires_grad_(True)
         return model(inputs), inputs
+
+
+def _arranged(images: Tensor) -> Tensor:
+    """On a CPU, images with the channels last: convolutions are faster so, forwards and backwards."""
+    if images.device.type != "cpu" or images.ndim != 4:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor:
@@ -57,6 +70,7 @@ def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor
     Returns:
         [N, K].
     """
+    images, directions = _arranged(images), _arranged(directions)
     # Of the attention kernels only the plain one has a forward rule and a second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         return _jacobian_product(model, images, directions)

@@ -1,22 +1,22 @@
-"""FI of the input: exactly from K backward passes, or certified in an interval from few."""
+"""FI of the input: exactly from K - 1 backward passes, or certified in an interval from few."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from raysense.measures.fisher import (
-    RANK_RTOL,
     attained,
-    difference_gram,
     gradient_norm,
+    gram_matrix,
     influence,
     odds_against,
     published_influence,
 )
-from raysense.measures.gradients import Model, forward_with_graph, input_gradients, jacobian_product
+from raysense.measures.gradients import Model, forward, forward_with_graph, jacobian_product
+from raysense.measures.merged import MergedClasses, by_probability
 
 GRADIENT_BYTES = 2**29
 """Default bound on the bytes of logit gradients held at once."""
@@ -26,6 +26,7 @@ _UPPER_RTOL = 1e-12  # below the exact rank threshold, so that the coarse metric
 # the relative width is in the median 0.01 of the dropped probability over min(p_y, 1 - p_y), in 95% of cases below 0.06.
 _DROPPED_SHARE = 50.0
 _PASSES_OF_A_PRODUCT = 3  # a forward-mode product and the merged class cost about this many backward passes
+_FLOATS = ("fi", "lower", "upper", "jacobian_norm")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def bound_influence(model: Model, images: Tensor, classes: Tensor | None = None)
         images: [N, C, H, W].
         classes: [N] int64, the class y of each sample; None takes the predicted one.
     """
-    with torch.no_grad():
-        logits = model(images).double()
+    logits = forward(model, images).double()
     return _bound(logits, logits.argmax(1) if classes is None else classes)
 
 
@@ -79,7 +79,7 @@ def exact_influence(
     rank_rule: str = "invariant",
     gradient_bytes: int = GRADIENT_BYTES,
 ) -> InputInfluence:
-    """FI of f = -log p_y with respect to the input, from K backward passes.
+    """FI of f = -log p_y with respect to the input, from K - 1 backward passes.
 
     Args:
         model: Maps images to logits [N, K], sample by sample, with no randomness.
@@ -88,8 +88,7 @@ def exact_influence(
         rank_rule: ``invariant`` (relative threshold) or ``published`` (the authors' absolute thresholds).
         gradient_bytes: Bound on the logit gradients held at once; the batch is split to keep it.
     """
-    with torch.no_grad():
-        count = model(images[:1]).shape[1]
+    count = forward(model, images[:1]).shape[1]
     everything = torch.arange(len(images), device=images.device)
     parts = [
         _exact(model, images[chunk], None if classes is None else classes[chunk], rank_rule)
@@ -100,25 +99,20 @@ def exact_influence(
     )
 
 
-def _exact(model: Model, images: Tensor, classes: Tensor | None, rank_rule: str = "invariant") -> InputInfluence:
+def _exact(model: Model, images: Tensor, classes: Tensor | None, rank_rule: str) -> InputInfluence:
     raw, inputs = forward_with_graph(model, images)
     logits = raw.detach().double()
     classes = logits.argmax(1) if classes is None else classes
-    count = logits.shape[1]
-    identity = torch.eye(count, dtype=raw.dtype, device=raw.device)
-    gradients = input_gradients(raw, inputs, [row.expand_as(raw) for row in identity])
-    gram = difference_gram(gradients, logits.argmax(1))
-    finite = torch.isfinite(logits).all(1) & torch.isfinite(gram).flatten(1).all(1)
-    safe = torch.where(finite[:, None], logits, 0.0)
-    gram = torch.where(finite[:, None, None], gram, 0.0)
-    upper, norm = odds_against(safe, classes), gradient_norm(safe, gram, classes)
-    if rank_rule == "published":
-        fi, rank = published_influence(safe, gram, classes)
-    else:
-        result = influence(safe, gram, classes)
-        fi, rank = result.fi, result.rank
-    fi, upper, norm = (torch.where(finite, value, torch.nan) for value in (fi, upper, norm))
-    return InputInfluence(fi, fi.clone(), upper, rank, torch.full_like(classes, count), norm, logits)
+    finite = torch.isfinite(logits).all(1)
+    logits = torch.where(finite[:, None], logits, 0.0)
+    problem = MergedClasses(logits, by_probability(logits, classes))
+    rows, passes = problem.differences_of(raw, inputs)
+    part = _solve(problem, rows, passes, rank_rule)
+    return replace(
+        part,
+        **{name: torch.where(finite, getattr(part, name), torch.nan) for name in _FLOATS},
+        logits=raw.detach().double(),
+    )
 
 
 def certified_influence(
@@ -141,11 +135,10 @@ def certified_influence(
         tolerance: Relative width of the interval, at least the rounding of the model's dtype.
         gradient_bytes: Bound on the logit gradients held at once; the batch is split to keep it.
     """
-    with torch.no_grad():
-        logits = model(images).double()
+    logits = forward(model, images).double()
     classes = logits.argmax(1) if classes is None else classes
     count = logits.shape[1]
-    order = logits.scatter(1, classes[:, None], torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = by_probability(logits, classes)
     result = _bound(logits, classes)
     # A sample with logits that are not finite keeps its NaN.
     levels = torch.where(torch.isfinite(logits).all(1), _first_levels(logits, order, tolerance), 0)
@@ -155,14 +148,19 @@ def certified_influence(
         following = _rung(2 * level, count)
         for group in held.split(active[levels[active] == level]):
             for chunk in _chunks(group, _sample_bytes(images, level + 2), gradient_bytes):
-                earlier = held.take(chunk)
-                gradients = _merged_gradients(model, images[chunk], logits[chunk], order[chunk, :level], earlier)
-                part = _interval(model, images[chunk], logits[chunk], classes[chunk], order[chunk, :level], gradients)
-                part.n_backward.add_(result.n_backward[chunk] - (0 if earlier is None else earlier.shape[1]))
+                problem = MergedClasses(logits[chunk], order[chunk, :level])
+                rows, passes = problem.differences(model, images[chunk], held.take(chunk))
+                if problem.exact:
+                    part = _solve(problem, rows, passes)
+                    part = replace(part, upper=part.fi.clone())
+                else:
+                    part = _interval(problem, rows, passes, model, images[chunk])
+                part.n_backward.add_(result.n_backward[chunk])
                 _assign(result, chunk, part)
-                done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan() | (level == count)
+                done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan() | problem.exact
                 levels[chunk] = torch.where(done, 0, following)
-                held.put(chunk[~done], gradients[~done, :level])
+                if level > 1:  # at level 1 the only row is a difference to the merged class, which changes
+                    held.put(chunk[~done], rows[~done, :level])
     return result
 
 
@@ -220,74 +218,53 @@ def _rung(level: int, count: int) -> int:
     return rung if rung + _PASSES_OF_A_PRODUCT < count else count
 
 
-def _merged_gradients(model: Model, images: Tensor, logits: Tensor, kept: Tensor, earlier: Tensor | None) -> Tensor:
-    """Gradients of the kept logits and, last, of the log-sum-exp of the dropped ones if there are any.
-
-    Args:
-        model: Maps images to logits.
-        images: [n, C, H, W].
-        logits: [n, K] float64, of the images.
-        kept: [n, m] int64, the kept classes.
-        earlier: [n, j, P], gradients of the first j kept classes where they are known.
-
-    Returns:
-        [n, m + 1, P], or [n, K, P] where all K classes are kept.
-    """
-    raw, inputs = forward_with_graph(model, images)
-    new = kept if earlier is None else kept[:, earlier.shape[1] :]
-    weights = [*torch.nn.functional.one_hot(new, logits.shape[1]).unbind(1)]
-    if kept.shape[1] < logits.shape[1]:
-        weights.append(torch.softmax(logits.scatter(1, kept, -torch.inf), dim=1))
-    gradients = input_gradients(raw, inputs, weights)
-    return gradients if earlier is None else torch.cat((earlier, gradients), dim=1)
-
-
-def _interval(
-    model: Model, images: Tensor, logits: Tensor, classes: Tensor, kept: Tensor, gradients: Tensor
-) -> InputInfluence:
-    """Upper bound from the merged classes, lower bound along the direction that solves their problem.
-
-    With all classes kept nothing is merged, and the value is exact.
-    """
-    coarse = logits.gather(1, kept)
-    if exact := kept.shape[1] == logits.shape[1]:
-        rtol = RANK_RTOL
+def _solve(problem: MergedClasses, rows: Tensor, passes: int, rank_rule: str = "invariant") -> InputInfluence:
+    """The exact value, with all classes kept."""
+    logits, reference = problem.logits, problem.reference
+    first = torch.zeros_like(reference)  # y is the first of the kept classes
+    gram, finite = _finite_gram(rows)
+    upper, norm = odds_against(logits, first), gradient_norm(logits, gram, first)
+    if rank_rule == "published":
+        fi, rank = published_influence(logits, gram, first)
     else:
-        merged = torch.logsumexp(logits.scatter(1, kept, -torch.inf), dim=1, keepdim=True)
-        coarse, rtol = torch.cat((coarse, merged), dim=1), _UPPER_RTOL
-    first = torch.zeros_like(classes)  # y is the first of the kept classes
-    reference = coarse.argmax(1)
-    gram = difference_gram(gradients, reference)
-    finite = torch.isfinite(gram).flatten(1).all(1)
-    gram = torch.where(finite[:, None, None], gram, 0.0)
-    solution = influence(coarse, gram, first, rtol)
-    if exact:
-        lower = upper = solution.fi
-        rank = solution.rank
-    else:
-        direction = _direction(gradients, gram, solution.move, reference)
-        move = jacobian_product(model, images, direction.view_as(images)).double()
-        rounding = 64 * torch.finfo(gradients.dtype).eps
-        upper = torch.where(solution.rank == kept.shape[1], solution.upper, solution.fi * (1 + rounding))
-        upper = torch.minimum(upper, odds_against(logits, classes))
-        lower = torch.minimum(attained(logits, move, classes) * (1 - rounding), upper)
-        rank = torch.full_like(classes, -1)
+        result = influence(logits, gram, first, reference)
+        fi, rank = result.fi, result.rank
+    fi, upper, norm = (torch.where(finite, value, torch.nan) for value in (fi, upper, norm))
+    return InputInfluence(fi, fi.clone(), upper, rank, torch.full_like(first, passes), norm, problem.full)
+
+
+def _interval(problem: MergedClasses, rows: Tensor, passes: int, model: Model, images: Tensor) -> InputInfluence:
+    """Upper bound from the merged classes, lower bound along the direction that solves their problem."""
+    logits, reference = problem.logits, problem.reference
+    first = torch.zeros_like(reference)
+    gram, finite = _finite_gram(rows)
+    solution = influence(logits, gram, first, reference, _UPPER_RTOL)
+    direction = _direction(rows, gram, solution.move, reference)
+    move = jacobian_product(model, images, direction.view_as(images)).double()
+    rounding = 64 * torch.finfo(rows.dtype).eps
+    upper = torch.where(solution.rank == problem.kept.shape[1], solution.upper, solution.fi * (1 + rounding))
+    upper = torch.minimum(upper, odds_against(problem.full, problem.kept[:, 0]))
+    lower = torch.minimum(attained(problem.full, move, problem.kept[:, 0]) * (1 - rounding), upper)
     lower, upper = (torch.where(finite, value, torch.nan) for value in (lower, upper))
-    passes = torch.full_like(classes, gradients.shape[1])
-    norm = gradient_norm(coarse, gram, first)
-    return InputInfluence(0.5 * (lower + upper), lower, upper, rank, passes, norm, logits)
+    spent, unknown = torch.full_like(first, passes), torch.full_like(first, -1)
+    norm = gradient_norm(logits, gram, first)
+    return InputInfluence(0.5 * (lower + upper), lower, upper, unknown, spent, norm, problem.full)
 
 
-def _direction(gradients: Tensor, gram: Tensor, move: Tensor, reference: Tensor) -> Tensor:
+def _finite_gram(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrices [n, M, M], zero for samples with gradients that are not finite, and which are finite [n]."""
+    gram = gram_matrix(rows)
+    finite = torch.isfinite(gram).flatten(1).all(1)
+    return torch.where(finite[:, None, None], gram, 0.0), finite
+
+
+def _direction(rows: Tensor, gram: Tensor, move: Tensor, reference: Tensor) -> Tensor:
     """The shortest h with (g_k - g_r) . h proportional to t_k - t_r, as a unit vector [n, P]."""
     target = move - move.gather(1, reference[:, None])
     coefficients = (torch.linalg.pinv(gram, rtol=_UPPER_RTOL, hermitian=True) @ target[:, :, None]).squeeze(2)
-    # h = sum_k a_k (g_k - g_r): the reference takes minus the sum of the other coefficients.
-    balance = coefficients.scatter(1, reference[:, None], 0.0).sum(1, keepdim=True)
-    coefficients = coefficients.scatter(1, reference[:, None], -balance)
-    tiny = torch.finfo(gradients.dtype).tiny
+    tiny = torch.finfo(rows.dtype).tiny
     coefficients = coefficients / coefficients.abs().amax(1, keepdim=True).clamp_min(tiny)
-    direction = torch.einsum("nm,nmp->np", coefficients.to(gradients.dtype), gradients)
+    direction = torch.einsum("nm,nmp->np", coefficients.to(rows.dtype), rows)
     length: Tensor = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     return direction / length.clamp_min(tiny)
 
