@@ -41,13 +41,13 @@ def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor]) -
 
 def forward(model: Model, images: Tensor) -> Tensor:
     """Logits without a graph."""
-    with torch.no_grad():
+    with torch.no_grad(), _AffineBatchNorm():
         return model(_arranged(images))
 
 
 def forward_with_graph(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits with a graph back to the images, and the images that require grad."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _AffineBatchNorm():
         inputs = _arranged(images.detach()).requires_grad_(True)
         return model(inputs), inputs
 
@@ -91,11 +91,26 @@ def _jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tenso
         return pushed
 
 
-class _ConstantParameters(TorchFunctionMode):
+class _AffineBatchNorm(TorchFunctionMode):
+    """Batch norm in evaluation mode as the affine map it is: its own backward kernel costs several times as much."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is functional.batch_norm:
+            return _batch_norm(*(args or (kwargs.pop("input"),)), **kwargs)
+        return func(*args, **kwargs)
+
+
+class _ConstantParameters(_AffineBatchNorm):
     """Forward mode for operators whose parameters do not move: the tangent takes the same linear map as the primal.
 
-    PyTorch's own rules also carry the zero tangents of weights and statistics, which makes a convolution half as dear
-    again and a batch norm several times.
+    PyTorch's own rules also carry the zero tangents of weights, which makes a convolution half as dear again.
     """
 
     _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
@@ -107,14 +122,10 @@ class _ConstantParameters(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func not in self._LINEAR:
+            return super().__torch_function__(func, types, args, kwargs)
         kwargs = dict(kwargs or {})
-        if func in self._LINEAR:
-            args = args or (kwargs.pop("input"),)
-            return _linear(func, *args, **kwargs)
-        if func is functional.batch_norm:
-            args = args or (kwargs.pop("input"),)
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        return _linear(func, *(args or (kwargs.pop("input"),)), **kwargs)
 
 
 def _linear(
@@ -139,12 +150,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    primal, tangent = forward_ad.unpack_dual(x)
-    output = functional.batch_norm(primal, running_mean, running_var, weight, bias, training, momentum, eps)
-    if tangent is None:
-        return output
-    if training or running_var is None:
+    if training or running_mean is None or running_var is None:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
-    moved: Tensor = forward_ad.make_dual(output, tangent * scale.view(1, -1, *[1] * (x.ndim - 2)))
-    return moved
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))

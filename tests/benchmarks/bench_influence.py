@@ -25,7 +25,7 @@ from shared_data import shared_data
 
 from raysense.datasets import open_data
 from raysense.digits import load_digits
-from raysense.measures.fisher import difference_gram, influence
+from raysense.measures.fisher import gram_matrix, influence
 from raysense.measures.input_influence import certified_influence, exact_influence
 from raysense.models import load_model
 
@@ -67,8 +67,10 @@ def by_torch_func(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         return logits, logits
 
     jacobian, logits = vmap(jacrev(logits_twice, has_aux=True))(images)
-    logits = logits.double()
-    return influence(logits, difference_gram(jacobian.flatten(2), logits.argmax(1)), classes).fi
+    logits, rows = logits.double(), jacobian.flatten(2)
+    reference = logits.argmax(1)
+    rows = rows - rows.gather(1, reference[:, None, None].expand(-1, 1, rows.shape[2]))
+    return influence(logits, gram_matrix(rows), classes, reference).fi
 
 
 def at_ten_classes(count: int, rounds: int) -> list[Verdict]:
