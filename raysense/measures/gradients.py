@@ -103,8 +103,30 @@ class _AffineBatchNorm(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is functional.batch_norm:
-            return _batch_norm(*(args or (kwargs.pop("input"),)), **kwargs)
+            return self._batch_norm(*(args or (kwargs.pop("input"),)), **kwargs)
         return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training or running_mean is None or running_var is None:
+            return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        scale = torch.rsqrt(running_var + eps)
+        scale = scale if weight is None else scale * weight
+        shift = -running_mean * scale if bias is None else bias - running_mean * scale
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return self._affine(x, scale.view(shape), shift.view(shape))
+
+    def _affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return torch.addcmul(shift, x, scale)
 
 
 class _ConstantParameters(_AffineBatchNorm):
@@ -127,6 +149,14 @@ class _ConstantParameters(_AffineBatchNorm):
         kwargs = dict(kwargs or {})
         return _linear(func, *(args or (kwargs.pop("input"),)), **kwargs)
 
+    def _affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        primal, tangent = forward_ad.unpack_dual(x)
+        output = torch.addcmul(shift, primal, scale)
+        if tangent is None:
+            return output
+        moved: Tensor = forward_ad.make_dual(output, tangent * scale)
+        return moved
+
 
 def _linear(
     func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
@@ -138,22 +168,3 @@ def _linear(
         func(primal, weight, bias, *rest, **named), func(tangent, weight, None, *rest, **named)
     )
     return moved
-
-
-def _batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training or running_mean is None or running_var is None:
-        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = torch.rsqrt(running_var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
