@@ -130,7 +130,7 @@ class TestOneCluster:
         assert outcome.complete
 
     def test_more_workers_than_cores(self, tmp_path: Path) -> None:
-        assert raysense.scan(KIND, tmp_path / "s", run={"workers": 5}, items=60, seconds=0.05).complete
+        assert raysense.scan(KIND, tmp_path / "s", run={"workers": 5}, items=60, seconds=0.4).complete
         assert len({row["worker"] for row in rows(tmp_path / "s", "units", "unit").values()}) > 2
 
     def test_as_many_workers_as_an_autoscaler_gives(self, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
     try:
-        assert raysense.scan(KIND, tmp_path / "s", items=200, seconds=0.02).complete
+        assert raysense.scan(KIND, tmp_path / "s", items=200, seconds=0.2).complete
     finally:
         ray.shutdown()
     devices = {(row["worker"], row["device"]) for row in rows(tmp_path / "s", "units", "unit").values()}

@@ -25,7 +25,7 @@ class InfluenceSpec(SampledSpec):
     )
     method: Literal["exact", "certified", "bound"] = Field(
         "exact",
-        description="exact: K backward passes; certified: an interval to the tolerance; bound: an upper bound, no passes",
+        description="exact: K - 1 backward passes; certified: an interval of the asked width; bound: an upper bound only",
     )
     tolerance: float = Field(
         1e-3, gt=0, lt=1, description="certified: relative width (upper - lower) / upper of the interval"
@@ -122,4 +122,4 @@ class InfluenceScan(Scan):
 
     def _passes(self, classes: int) -> int:
         """Rough number of passes per sample, which sizes the units."""
-        return {"exact": classes, "certified": min(classes, 16), "bound": 1}[self.spec.method]
+        return {"exact": classes - 1, "certified": min(classes, 16), "bound": 1}[self.spec.method]
