@@ -131,7 +131,7 @@ def check_agreement(model: nn.Module, images: Tensor, labels: Tensor, reference:
 
 
 def at_a_thousand_classes(count: int) -> list[Verdict]:
-    """Certified to 1e-2 and 1000 backward passes in turn, image by image."""
+    """Certified to 1e-2 and 999 backward passes in turn, image by image."""
     checkpoint = shared_data("imagenet", "squeezenet1_0_fp16.pt")
     folder, synsets = shared_data("imagenet", "images"), shared_data("imagenet", "synsets.txt")
     loaded = load_model(f"{TESTS / 'zoo' / 'squeezenet.py'}:squeezenet?checkpoint={checkpoint}")
@@ -141,7 +141,7 @@ def at_a_thousand_classes(count: int) -> list[Verdict]:
     reader = source.reader(table)
     chosen = [index * len(reader) // count for index in range(min(count, len(reader)))]
     print_title(f"FI of the input, K = 1000: ImageNet, SqueezeNet 1.0, {len(chosen)} images, one at a time, true label")
-    certified, exact = "certified 1e-2", "1000 passes"
+    certified, exact = "certified 1e-2", "999 passes"
     seconds: dict[str, list[float]] = {certified: [], exact: []}
     memory = {certified: Memory(), exact: Memory()}
     passes = []
@@ -179,7 +179,7 @@ def at_a_thousand_classes(count: int) -> list[Verdict]:
     peak = memory[certified].peak
     print(f"  peak resident memory of the process in exact {memory[exact].peak / 1e9:.2f} GB")
     return [
-        print_verdict("all images, 1000 passes / certified 1e-2", f"{total:.1f}x in total time", ">= 20x", total >= 20),
+        print_verdict("all images, 999 passes / certified 1e-2", f"{total:.1f}x in total time", ">= 20x", total >= 20),
         print_verdict("peak resident memory in certified 1e-2", f"{peak / 1e9:.2f} GB", "< 4 GB", peak < MEMORY_TARGET),
     ]
 
