@@ -164,6 +164,7 @@ def _sum(records: list[dict[str, Any]], key: str) -> int:
 
 
 def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[str]) -> Store:
+    units = bound.units(prepared)
     document = {
         "kind": kind,
         "spec": bound.spec.model_dump(mode="json"),
@@ -172,8 +173,8 @@ def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[s
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         "facts": prepared.facts,
         "unit_size": prepared.unit_size,
-        "units": len(bound.units(prepared)),
-        "items": sum(unit.size for unit in bound.units(prepared)),
+        "units": len(units),
+        "items": sum(unit.size for unit in units),
         "schemas": encode_schemas(bound.schemas()),
     }
     return Store.create(out, document, prepared.listing)

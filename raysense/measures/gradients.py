@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,9 +103,14 @@ class _AffineBatchNorm(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is functional.batch_norm:
-            return self._batch_norm(*(args or (kwargs.pop("input"),)), **kwargs)
-        return func(*args, **kwargs)
+        rule = self._rule(func)
+        if rule is None:
+            return func(*args, **kwargs)
+        return rule(*(args or (kwargs.pop("input"),)), **kwargs)
+
+    def _rule(self, func: Callable[..., Any]) -> Callable[..., Any] | None:
+        """What is called instead of an operator, with its image first; None where nothing is."""
+        return self._batch_norm if func is functional.batch_norm else None
 
     def _batch_norm(
         self,
@@ -117,7 +123,8 @@ class _AffineBatchNorm(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if training or running_mean is None or running_var is None:
+        # Statistics of another precision than the image's are the native kernel's business.
+        if training or running_mean is None or running_var is None or running_var.dtype != x.dtype:
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         scale = torch.rsqrt(running_var + eps)
         scale = scale if weight is None else scale * weight
@@ -137,17 +144,8 @@ class _ConstantParameters(_AffineBatchNorm):
 
     _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func not in self._LINEAR:
-            return super().__torch_function__(func, types, args, kwargs)
-        kwargs = dict(kwargs or {})
-        return _linear(func, *(args or (kwargs.pop("input"),)), **kwargs)
+    def _rule(self, func: Callable[..., Any]) -> Callable[..., Any] | None:
+        return partial(_linear, func) if func in self._LINEAR else super()._rule(func)
 
     def _affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(x)

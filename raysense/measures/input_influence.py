@@ -104,14 +104,14 @@ def _exact(model: Model, images: Tensor, classes: Tensor | None, rank_rule: str)
     logits = raw.detach().double()
     classes = logits.argmax(1) if classes is None else classes
     finite = torch.isfinite(logits).all(1)
-    logits = torch.where(finite[:, None], logits, 0.0)
-    problem = MergedClasses(logits, by_probability(logits, classes))
+    safe = torch.where(finite[:, None], logits, 0.0)
+    problem = MergedClasses(safe, by_probability(safe, classes))
     rows, passes = problem.differences_of(raw, inputs)
     part = _solve(problem, rows, passes, rank_rule)
     return replace(
         part,
         **{name: torch.where(finite, getattr(part, name), torch.nan) for name in _FLOATS},
-        logits=raw.detach().double(),
+        logits=logits,
     )
 
 
