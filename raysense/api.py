@@ -175,7 +175,7 @@ def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[s
         "unit_size": prepared.unit_size,
         "units": len(units),
         "items": sum(unit.size for unit in units),
-        "schemas": encode_schemas(bound.schemas()),
+        "schemas": encode_schemas(bound.tables()),
     }
     return Store.create(out, document, prepared.listing)
 

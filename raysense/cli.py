@@ -7,11 +7,12 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysense import __version__
+from raysense.command_errors import FAILED, INTERRUPTED, SentenceCommand
 from raysense.command_options import (
     RUN_NAMES,
     debug_option,
@@ -22,45 +23,17 @@ from raysense.command_options import (
     quiet_option,
     run_options,
 )
-from raysense.errors import RaysenseError, UsageError
+from raysense.errors import UsageError
 from raysense.query import EXPORT_FORMATS, RESULT_FORMATS
 
 if TYPE_CHECKING:
     from raysense.engine.run import Outcome
 
-_MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
 _TABLE_ROWS = 1000
 
 
-class _Commands(click.Group):
-    """A group whose errors are one sentence on standard error: status 2 for misuse, 1 for failure."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run a command and exit with its status."""
-        debug = "--debug" in sys.argv[1:]
-        try:
-            result = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.exceptions.Exit as error:
-            sys.exit(error.exit_code)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message(), err=True)
-            sys.exit(_MISUSE)
-        except click.ClickException as error:
-            _fail(error.format_message(), _MISUSE)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted", _INTERRUPTED)
-        except BrokenPipeError:
-            sys.stderr.close()
-            sys.exit(_FAILED)
-        except RaysenseError as error:
-            if debug:
-                raise
-            _fail(str(error), _MISUSE if isinstance(error, UsageError) else _FAILED)
-        except Exception as error:
-            if debug:
-                raise
-            _fail(f"{type(error).__name__}: {error} (a bug in raysense, or in the model; --debug shows where)", _FAILED)
-        sys.exit(result if isinstance(result, int) else 0)
+class _Commands(SentenceCommand, click.Group):
+    """The group of all commands."""
 
 
 class _ScanKinds(click.Group):
@@ -278,12 +251,12 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
             f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {out}",
             err=True,
         )
-        return _INTERRUPTED
+        return INTERRUPTED
     if outcome.complete and not quiet:
         click.echo(
             f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
         )
-    return _FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
+    return FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
 
 
 def _bad_items_hint(directory: str) -> str:
@@ -304,8 +277,3 @@ def _read_toml(file: str) -> dict[str, Any]:
         raise UsageError(f"file {file!r} cannot be read ({error.strerror}); name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"file {file!r} is not TOML: {error}") from error
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"raysense: {message}", err=True)
-    sys.exit(status)

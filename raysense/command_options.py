@@ -27,15 +27,15 @@ def model_options(model: type[BaseModel]) -> list[Decorator]:
 
     In reverse order, since decorators apply from the bottom up.
     """
-    return [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            metavar=_metavar(name, field),
-            help=f"{_sentence(field.description or name)}{_default(field)}.",
-        )
-        for name, field in reversed(model.model_fields.items())
-    ]
+    return [_option(name, field) for name, field in reversed(model.model_fields.items())]
+
+
+def _option(name: str, field: FieldInfo) -> Decorator:
+    text = f"{_sentence(field.description or name)}{_default(field)}."
+    flag = name.replace("_", "-")
+    if bool in _members(field.annotation):
+        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
+    return click.option(f"--{flag}", name, metavar=_metavar(name, field), help=text)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         elif kind is str:
             choices.append({"model": "REFERENCE", "data": "REFERENCE"}.get(name, "TEXT"))
         elif get_origin(kind) is tuple:
-            choices.append("NAME,...")
+            choices.append({"target": "TARGET;...", "scales": "N,..."}.get(name, "NAME,..."))
     return "|".join(choices)
 
 
@@ -92,4 +92,7 @@ def _members(annotation: Any) -> list[Any]:
 def _default(field: FieldInfo) -> str:
     if field.is_required() or field.default in (None, ()):
         return ""
-    return f" [default: {field.default}]"
+    default = field.default
+    if isinstance(default, bool):
+        return ""
+    return f" [default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"

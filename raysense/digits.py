@@ -7,21 +7,20 @@ Digits" data), split 1347 / 450, stratified, always in the same way. The trained
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Literal
-from uuid import uuid4
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raysense.cache import cache_directory
+from raysense.cache import cached_network
+from raysense.training import Batches, fit
+
+N = TypeVar("N", bound=nn.Module)
 
 DIGIT_CLASSES = tuple("0123456789")
 DIGIT_SPLITS = ("train", "test")
@@ -89,45 +88,37 @@ def train_digits(seed: int = 0) -> DigitsNet:
 
     The result depends on ``seed`` alone, and the global random state and thread count are left as they were.
     """
+    return train_on_digits(DigitsNet, seed)
+
+
+def train_on_digits(build: Callable[[], N], seed: int = 0) -> N:
+    """Train a network for images ``[N, 1, 8, 8]`` and 10 classes on the train split, as `train_digits` does.
+
+    The weights of its convolutions and linear layers are drawn from ``seed``; all others are as ``build`` makes them.
+    """
     data = load_digits("train")
     generator = torch.Generator().manual_seed(seed)
+
+    def batches() -> Batches:
+        for batch in torch.split(torch.randperm(len(data.labels), generator=generator), _BATCH):
+            yield data.images[batch], data.labels[batch]
+
     with _isolated_training():
-        network = DigitsNet().float()
+        network = build().float().train()
         _initialise(network, generator)
-        optimiser = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
-        steps = _EPOCHS * -(-len(data.labels) // _BATCH)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for _ in range(_EPOCHS):
-            for batch in torch.split(torch.randperm(len(data.labels), generator=generator), _BATCH):
-                loss = nn.functional.cross_entropy(network(data.images[batch]), data.labels[batch])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
+        fit(network, batches, _EPOCHS, -(-len(data.labels) // _BATCH), _LEARNING_RATE)
     return network.eval()
 
 
 def trained_digits(seed: int = 0) -> DigitsNet:
-    """Return the trained network, from the cache where it has been trained before.
+    """Return the trained network, from the cache where it has been trained before (`raysense.cache.cached_network`)."""
+    return cached_network(f"digits-{_recipe_digest(DigitsNet, seed)}", DigitsNet().float(), lambda: train_digits(seed))
 
-    The cache is a file in ``raysense.cache.cache_directory()``. A damaged one is replaced; several processes may train
-    at once, and readers never see half a file. Where it cannot be written, the network is trained each time, with a
-    warning.
-    """
-    path = cache_directory() / f"digits-{_recipe_digest(seed)}.pt"
-    network = DigitsNet().float()
-    if path.exists():
-        try:
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            return network.eval()
-        except Exception as error:  # a damaged file can raise anything
-            warnings.warn(f"{path} is damaged ({type(error).__name__}) and is made anew", stacklevel=2)
-    network = train_digits(seed)
-    try:
-        _publish(network.state_dict(), path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        warnings.warn(f"the trained digits network cannot be cached ({error}); set RAYSENSE_CACHE", stacklevel=2)
-    return network
+
+def trained_on_digits(name: str, build: Callable[[], N], seed: int = 0) -> N:
+    """Return a network trained by `train_on_digits`, cached under ``name`` like the bundled one."""
+    file = f"digits-{name}-{_recipe_digest(build, seed)}"
+    return cached_network(file, build().float(), lambda: train_on_digits(build, seed))
 
 
 @contextmanager
@@ -143,7 +134,7 @@ def _isolated_training() -> Iterator[None]:
         torch.set_rng_state(random_state)
 
 
-def _initialise(network: DigitsNet, generator: torch.Generator) -> None:
+def _initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Draw He-normal weights from a private generator; biases are zero."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -152,19 +143,8 @@ def _initialise(network: DigitsNet, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _recipe_digest(seed: int) -> str:
+def _recipe_digest(build: Callable[[], nn.Module], seed: int) -> str:
     """Return a digest of everything that determines the trained weights."""
-    shapes = [(name, tuple(value.shape)) for name, value in DigitsNet().state_dict().items()]
+    shapes = [(name, tuple(value.shape)) for name, value in build().state_dict().items()]
     recipe = (_RECIPE_VERSION, seed, _SPLIT_SEED, _EPOCHS, _BATCH, _LEARNING_RATE, shapes)
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
-
-
-def _publish(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict under a temporary name, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}-{uuid4().hex}.tmp")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

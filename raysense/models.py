@@ -40,7 +40,8 @@ class LoadedModel:
     ``module`` takes floating images ``[N, C, H, W]`` in [0, 1] and returns logits ``[N, K]``; it is in evaluation mode
     and its parameters do not require gradients. ``preprocessing`` (None where unknown) is the geometry its weights were
     made for. ``classes`` are the names of the outputs where known, ``normalisation`` the ``mean`` and ``std`` inside
-    ``module`` where known. ``fingerprint`` is a SHA-256 of weights and code, the same on every device.
+    ``module`` where known. ``fingerprint`` is a SHA-256 of weights and code, the same on every device. ``trainable`` are
+    the names, as ``module`` gives them, of the parameters that its builder left requiring gradients.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class LoadedModel:
     normalisation: dict[str, list[float]] | None
     fingerprint: str
     reference: str
+    trainable: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,6 +84,7 @@ def load_model(reference: str, device: str | torch.device = "cpu") -> LoadedMode
     with _fixed_random_state():
         network = _BUILDERS[parsed.scheme](parsed)
     fingerprint = _fingerprint(parsed, network)
+    trainable = tuple(name for name, value in network.module.named_parameters() if value.requires_grad)
     try:
         for part in network.module.modules():
             if isinstance(part, ExportedModel):
@@ -90,7 +93,7 @@ def load_model(reference: str, device: str | torch.device = "cpu") -> LoadedMode
     except (RuntimeError, AssertionError) as error:
         raise parsed.error(f"cannot be put on device {device} ({first_line(error)}); choose another device") from error
     constants = module.constants if isinstance(module, Normalize) else None
-    return LoadedModel(module, network.preprocessing, network.classes, constants, fingerprint, reference)
+    return LoadedModel(module, network.preprocessing, network.classes, constants, fingerprint, reference, trainable)
 
 
 def _load_torchvision(reference: Reference) -> _Network:

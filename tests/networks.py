@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
+
+from raysense.measures.perturbed import Perturbed
 
 
 def tiny_network(classes: int, hidden: int = 16, size: int = 30, scale: float = 1.0, seed: int = 0) -> nn.Module:
@@ -38,3 +43,14 @@ def dense_influence(jacobian: Tensor, logits: Tensor, chosen: int, rtol: float =
     metric = log_gradients.T @ (p[:, None] * log_gradients)
     slope = -log_gradients[chosen]
     return float(slope @ torch.linalg.pinv(metric, rtol=rtol, hermitian=True) @ slope)
+
+
+def of_input(measure: Callable[..., object]) -> Callable[..., SimpleNamespace]:
+    """A measure of the input alone, with fields [N]."""
+
+    def measured(model: Callable[[Tensor], Tensor], *args: object, **named: object) -> SimpleNamespace:
+        fields = vars(measure(Perturbed(model), *args, **named))
+        by_target = ("fi", "lower", "upper", "rank", "jacobian_norm")
+        return SimpleNamespace(**{name: value[:, 0] if name in by_target else value for name, value in fields.items()})
+
+    return measured

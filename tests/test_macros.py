@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic import STARTED, Truth, write_scan
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from synthetic import STARTED, Truth, map_values, write_scan
 
 from raysense.engine.store import encode_schemas
 from raysense.query.catalogue import describe_macros, read_macros
-from raysense.query.connection import open_results
+from raysense.query.connection import ResultDatabase, open_results
 from raysense.scans import get_scan
 
 PERCENTILES = [75, 80, 85, 90, 95, 98, 99, 100]
@@ -34,7 +35,7 @@ def test_macros_of_tables_that_no_scan_has_are_left_out(tmp_path: Path) -> None:
     store.directory.write_json("scan.json", {**store.document(), "schemas": encode_schemas(units_only)})
     with open_results([tmp_path / "run"]) as database:
         assert [macro.name for macro in database.macros] == [m.name for m in read_macros() if m.tables <= {"units"}]
-        assert set(database.tables()) == {"units", "scans", "classes"}
+        assert set(database.tables()) == {"units", "scans", "classes", "layers"}
 
 
 def percentiles(truth: Truth, values: np.ndarray, split: str) -> np.ndarray:
@@ -109,6 +110,170 @@ def test_outliers_of_every_scan_apart_and_without_class_names(tmp_path: Path) ->
     assert rows[0]["label_name"] is None
     assert rows[2]["fi"] is None
     assert rows[2]["fi_upper"] == np.nanmax(bound.fi_upper)
+
+
+def informative(location: Path, arguments: str = "") -> dict[str | None, dict[str, object]]:
+    with open_results(location) as database:
+        return {row["layer"]: row for row in database.query(f"FROM fi_informative({arguments})").rows()}
+
+
+def test_informative_counts_rows_at_the_bound(tmp_path: Path) -> None:
+    truth = write_scan(tmp_path / "run", fi={1: 0.0, 2: np.inf}, failed={9: "corrupt"}, layers=("conv", "fc"))
+    rows = informative(tmp_path / "run")
+    assert list(rows) == ["conv", "fc", None] or list(rows) == [None, "conv", "fc"]
+    scored = truth.scored
+    for layer, fi in ((None, truth.fi), ("conv", truth.layer_fi[0]), ("fc", truth.layer_fi[1])):
+        row, values, bound = rows[layer], fi[scored], truth.fi_bound[scored]
+        assert row["n"] == len(values)
+        assert row["n_at_bound"] == np.sum(values == bound)
+        assert row["n_below"] == np.sum(values < bound)
+        assert row["n_above"] == 0
+        assert row["fraction_at_bound"] == pytest.approx(np.mean(values == bound))
+        assert row["fraction_informative"] == pytest.approx(np.mean(values < bound))
+        with np.errstate(invalid="ignore"):
+            ratio = np.where(values == bound, 1, values / bound)
+        assert row["median_ratio"] == pytest.approx(np.median(ratio))
+        assert (row["median_rank"], row["max_rank"]) == (9, 9)
+    assert informative(tmp_path / "run", "tolerance := 0.5")[None]["n_below"] == np.sum(
+        truth.fi[scored] < 0.5 * truth.fi_bound[scored]
+    )
+
+
+def test_informative_of_intervals_and_bounds(tmp_path: Path) -> None:
+    truth = write_scan(tmp_path / "certified", method="certified")
+    row = informative(tmp_path / "certified")[None]
+    assert row["n_below"] == np.sum(truth.fi_upper < (1 - 1e-6) * truth.fi_bound)
+    assert row["n_at_bound"] == len(truth.fi) - row["n_below"]  # type: ignore[operator]
+    write_scan(tmp_path / "bound", method="bound")
+    row = informative(tmp_path / "bound")[None]
+    assert row["n"] == len(truth.fi)
+    unknown = ("n_at_bound", "n_below", "n_above", "fraction_at_bound", "fraction_informative", "median_ratio")
+    assert [row[name] for name in unknown] == [None] * 6
+
+
+def test_layers_come_in_the_networks_order(tmp_path: Path) -> None:
+    names = ("stem.conv", "body.1", "body.0", "head")
+    truth = write_scan(tmp_path / "run", layers=names, failed={9: "corrupt"}, fi={3: 0.0})
+    with open_results(tmp_path / "run") as database:
+        assert database.query("SELECT layer, position FROM layers").rows() == [
+            {"layer": name, "position": index + 1} for index, name in enumerate(names)
+        ]
+        rows = database.query("FROM layer_fi()").rows()
+    assert [(row["layer"], row["position"]) for row in rows] == [(name, i + 1) for i, name in enumerate(names)]
+    for row, values in zip(rows, truth.layer_fi[:, truth.scored], strict=True):
+        assert row["n"] == len(values)
+        found = [row[f"p{percentile}"] for percentile in (50, 75, 95, 99, 100)]
+        np.testing.assert_allclose(found, np.percentile(values, (50, 75, 95, 99, 100)), rtol=1e-12)
+        assert row["mean_log10_fi"] == pytest.approx(np.log10(values[values > 0]).mean())
+        assert row["fraction_at_bound"] == pytest.approx(np.mean(values == truth.fi_bound[truth.scored]))
+        assert row["median_jacobian_norm"] == pytest.approx(np.median(truth.jacobian_norm[truth.scored]))
+
+
+@pytest.fixture(scope="module")
+def detection(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    """A scan with outliers whose values are tied in many places."""
+    location = tmp_path_factory.mktemp("detection") / "run"
+    rng = np.random.default_rng(1)
+    tied = dict(enumerate(np.round(rng.exponential(size=300) * 4) / 4))
+    truth = write_scan(location, splits={"train": 400, "outlier": 60}, fi=tied, cook=True, layers=("fc",), seed=2)
+    return location, truth
+
+
+def measures(truth: Truth) -> dict[str, np.ndarray]:
+    return {
+        "cook": truth.cook, "fi": truth.fi, "fi_bound": truth.fi_bound, "jacobian_norm": truth.jacobian_norm,
+    }  # fmt: skip
+
+
+def test_roc_points_are_those_of_scikit_learn(detection: tuple[Path, Truth]) -> None:
+    location, truth = detection
+    with open_results(location) as database:
+        rows = database.query("FROM outlier_roc() WHERE layer IS NULL").rows()
+        assert database.query("FROM outlier_roc(outlier_split := 'test')").rows() == []
+    assert list(dict.fromkeys(row["measure"] for row in rows)) == list(measures(truth))
+    for measure, values in measures(truth).items():
+        part = [row for row in rows if row["measure"] == measure]
+        outlier = truth.split == "outlier"
+        fpr, tpr, thresholds = roc_curve(outlier, values, drop_intermediate=False)
+        assert [row["threshold"] for row in part] == [None, *thresholds[1:]]
+        np.testing.assert_allclose([row["fpr"] for row in part], fpr)
+        np.testing.assert_allclose([row["tpr"] for row in part], tpr)
+        precision, recall, _ = precision_recall_curve(outlier, values)
+        np.testing.assert_allclose([row["precision"] for row in part[1:]], precision[-2::-1])
+        np.testing.assert_allclose([row["recall"] for row in part], recall[::-1])
+
+
+def weights(database: ResultDatabase, replicates: int, seed: int) -> np.ndarray:
+    """Weights of the bootstrap, shape [replicates, samples], samples by id."""
+    found = database.query(
+        f"SELECT poisson_weight(sample_id, r::INTEGER, seed := {seed}) AS w "
+        f"FROM samples, range(1, {replicates + 1}) AS x(r) ORDER BY r, sample_id"
+    ).table()
+    return found["w"].to_numpy().reshape(replicates, -1)
+
+
+def test_areas_are_those_of_scikit_learn(detection: tuple[Path, Truth]) -> None:
+    location, truth = detection
+    order = np.argsort(truth.ids.astype(str))
+    outlier = (truth.split == "outlier")[order]
+    with open_results(location) as database:
+        rows = database.query("FROM outlier_areas(replicates := 20, seed := 7, level := 0.8)").rows()
+        with_layers = database.query("FROM outlier_areas(replicates := 2, layers := true)").rows()
+        drawn = weights(database, 20, 7)
+    assert [row["layer"] for row in rows] == [None] * 4
+    assert {row["layer"] for row in with_layers} == {None, "fc"}
+    for row, (measure, values) in zip(rows, measures(truth).items(), strict=True):
+        assert (row["measure"], row["n"], row["n_outliers"]) == (measure, 460, 60)
+        values = values[order]
+        assert row["roc_area"] == pytest.approx(roc_auc_score(outlier, values), rel=1e-12)
+        assert row["pr_area"] == pytest.approx(average_precision_score(outlier, values), rel=1e-12)
+        roc, pr = [], []
+        for weight in drawn:
+            # Outliers and others keep their numbers.
+            fixed = weight * np.where(outlier, 60 / weight[outlier].sum(), 400 / weight[~outlier].sum())
+            roc.append(roc_auc_score(outlier, values, sample_weight=fixed))
+            pr.append(average_precision_score(outlier, values, sample_weight=fixed))
+        found = [row[name] for name in ("roc_lower", "roc_upper", "pr_lower", "pr_upper")]
+        expected = [*np.percentile(roc, (10, 90)), *np.percentile(pr, (10, 90))]
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_bootstrap_weights_are_poisson_and_independent(tmp_path: Path) -> None:
+    write_scan(tmp_path / "run", splits={"train": 2000}, unit_size=2000)
+    with open_results(tmp_path / "run") as database:
+        drawn = weights(database, 50, 0)
+        np.testing.assert_array_equal(drawn, weights(database, 50, 0))
+        assert (drawn != weights(database, 50, 1)).mean() > 0.5
+    frequency = np.bincount(drawn.ravel(), minlength=5)[:5] / drawn.size
+    np.testing.assert_allclose(frequency, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=0.006)
+    correlations = np.corrcoef(drawn)[np.triu_indices(50, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(2000)
+
+
+def test_outlier_areas_without_outliers_or_with_a_bound_only(tmp_path: Path) -> None:
+    write_scan(tmp_path / "none", splits={"train": 50})
+    truth = write_scan(tmp_path / "bound", splits={"train": 50, "outlier": 5}, method="bound")
+    with open_results([tmp_path / "none", tmp_path / "bound"]) as database:
+        (row,) = database.query("FROM outlier_areas(replicates := 5)").rows()
+    assert (row["scan"], row["measure"]) == ("bound", "fi_bound")
+    assert row["roc_area"] == pytest.approx(roc_auc_score(truth.split == "outlier", truth.fi_bound))
+
+
+def test_peaks_of_pixel_maps(tmp_path: Path) -> None:
+    truth = write_scan(tmp_path / "run", maps=(2, 60), map_shape=(3, 5, 9))
+    with open_results(tmp_path / "run") as database:
+        rows = database.query("FROM map_peaks(n := 4)").rows()
+        assert len(database.query("FROM map_peaks()").rows()) == 2 * 4 * 4 * 5
+    assert len(rows) == 2 * 4 * 4 * 4
+    for index in range(0, len(rows), 4):
+        part, first = rows[index : index + 4], rows[index]
+        number = truth.ids.tolist().index(first["sample_id"])
+        values = map_values(truth, number, first["scale"], first["channel"])
+        at = [np.unravel_index(i, values.shape) for i in np.argsort(-values.ravel(), kind="stable")[:4]]
+        assert [(row["row"], row["column"]) for row in part] == at
+        assert [row["fi"] for row in part] == [values[i] for i in at]
+        assert [row["place"] for row in part] == [1, 2, 3, 4]
+        assert {row["fi_bound"] for row in part} == {truth.fi_bound[number]}
 
 
 def units_table(spans: list[tuple[str, float, float, int]]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import re
@@ -12,10 +13,15 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from synthetic import write_scan
+from matplotlib.figure import Figure
+from synthetic import Truth, map_values, write_scan
 
 from raysense.datasets import open_data
 from raysense.errors import UsageError
+from raysense.query.connection import open_results
+from raysense.report import influence
+from raysense.report.blocks import Block, Paragraph, Plot, Table
+from raysense.report.manhattan import powers_of_ten
 from raysense.report.page import write_report
 from raysense.report.points import LogValues, scale_edges, visible
 from raysense.report.style import abbreviated, number
@@ -37,12 +43,13 @@ def npz(tmp_path: Path) -> str:
     return f"npz:{tmp_path}/data.npz"
 
 
-def real_scan(location: Path, reference: str, **options: object) -> None:
+def real_scan(location: Path, reference: str, **options: object) -> Truth:
     listing = open_data(reference).list().table
-    write_scan(location, reference=reference, listing=listing, n_classes=5, unit_size=20, **options)  # type: ignore[arg-type]
+    truth = write_scan(location, reference=reference, listing=listing, n_classes=5, unit_size=20, **options)  # type: ignore[arg-type]
     document = json.loads((location / "scan.json").read_text())
     document["spec"]["split"] = []
     (location / "scan.json").write_text(json.dumps(document))
+    return truth
 
 
 class Page(html.parser.HTMLParser):
@@ -156,10 +163,170 @@ def test_several_scans_share_a_table(tmp_path: Path) -> None:
     assert "All scans" in page.shown
     assert "a · exact · train" in page.shown
     assert "b · certified · train" in page.shown
-    assert "The certified interval reaches the closed form" in page.shown
+    assert "Where FI is certified, rows at the bound are those whose interval reaches it" in page.shown
     assert {Path(file).name for file in files[1:]} == {
-        "1-a_manhattan.png", "1-a_bound.png", "2-b_manhattan.png", "2-b_bound.png",
+        "all_manhattan_1.png", "1-a_manhattan.png", "1-a_bound.png", "2-b_manhattan.png", "2-b_bound.png",
     }  # fmt: skip
+
+
+def cells(page: Path, caption: str) -> list[list[str]]:
+    """Rows of the table whose caption starts like this, the column heads first."""
+    (table,) = re.findall(rf"<figcaption>{re.escape(caption)}.*?</table>", page.read_text(), flags=re.DOTALL)
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", table)
+    ]
+
+
+def test_the_joint_table_has_train_and_test_of_every_network(tmp_path: Path) -> None:
+    truths = {name: write_scan(tmp_path / name, objective="predicted", seed=seed) for seed, name in enumerate("ab")}
+    write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "report.html", formats=())
+    head, *rows = cells(tmp_path / "report.html", "Percentiles of FI of all scans")
+    assert head == ["Percentile", "a · train", "a · test", "b · train", "b · test"]
+    assert [row[0] for row in rows] == [f"{percentile}th" for percentile in (75, 80, 85, 90, 95, 98, 99, 100)]
+    for column, (name, split) in enumerate((name, split) for name in "ab" for split in ("train", "test")):
+        values = truths[name].fi[truths[name].split == split]
+        assert rows[4][column + 1] == number(float(np.percentile(values, 95)))
+
+
+def blocks(location: Path | list[Path]) -> list[Block]:
+    """What the sections on one scan, or the joint ones on several, hold."""
+    with open_results(location) as database:
+        scans = database.scans
+        sections = influence.joint(database, scans) if len(scans) > 1 else influence.sections(database, scans[0])
+    return [block for section in sections for block in section.blocks]
+
+
+def figures(found: list[Block]) -> dict[str, Figure]:
+    return {block.name: block.figure for block in found if isinstance(block, Plot)}
+
+
+def test_networks_side_by_side_have_one_axis(tmp_path: Path) -> None:
+    write_scan(tmp_path / "a", splits={"train": 60, "test": 30}, fi={0: 1e9}, layers=("x", "y", "z"))
+    write_scan(tmp_path / "b", splits={"train": 60}, class_names=[f"class {i}" for i in range(10)], layers=("x", "y"))
+    found = figures(blocks([tmp_path / "a", tmp_path / "b"]))
+    assert list(found) == ["manhattan_1", "depth_1"]
+    panels = found["manhattan_1"].axes
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "a · train (60 samples)", "b · train (60 samples)", "a · test (30 samples)", "b · test: no samples",
+    ]  # fmt: skip
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert [label.get_text() for label in panels[3].get_xticklabels()] == [f"class {i}" for i in range(10)]
+    depths = [line.get_xdata().tolist() for line in found["depth_1"].axes[0].lines]
+    assert depths == [[0.0, 0.5, 1.0], [0.0, 1.0]]
+
+
+def test_many_layers_share_one_set_of_sections(tmp_path: Path) -> None:
+    names = [f"block{index}.conv" for index in reversed(range(45))]
+    truth = write_scan(tmp_path / "run", layers=names, target="parameters", splits={"train": 80, "test": 20})
+    files = write_report(tmp_path / "run", tmp_path / "report.html", formats=("png",))
+    assert [Path(file).name for file in files[1:]] == [
+        "manhattan.png", "bound.png", "layers.png", "layer_profile.png",
+    ]  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h3>FI of every layer</h3>") == 1
+    assert '<figure class="wide compact">' in page
+    head, *rows = cells(tmp_path / "report.html", "FI of every layer over all samples")
+    assert head[:3] == ["", "layer", "median FI"]
+    assert [row[1] for row in rows] == names
+    for row, values in zip(rows, truth.layer_fi, strict=True):
+        assert row[2] == number(float(np.median(values)))
+        at_bound = int(np.sum(values == truth.fi_bound))
+        assert row[6] == f"{at_bound} ({at_bound:.1f}%)"
+    (informative,) = cells(tmp_path / "report.html", "Rows whose FI equals its bound")[1:]
+    assert informative[:4] == ["parameters", "label", "exact", "100"]
+
+
+def test_layers_of_a_bound_say_that_they_are_all_the_same(tmp_path: Path) -> None:
+    write_scan(tmp_path / "run", layers=("a", "b"), target="", method="bound", commit=1)
+    write_report(tmp_path / "run", tmp_path / "report.html", formats=())
+    page = Page(tmp_path / "report.html")
+    assert "the same for all of them" in page.shown
+    assert page.tags.count("img") == 0
+
+
+def test_detection_of_outliers(tmp_path: Path) -> None:
+    write_scan(tmp_path / "run", splits={"train": 300, "outlier": 30}, cook=True)
+    files = write_report(tmp_path / "run", tmp_path / "report.html", formats=("png",))
+    assert "detection.png" in [Path(file).name for file in files]
+    with open_results(tmp_path / "run") as database:
+        areas = {row["measure"]: row for row in database.query("FROM outlier_areas()").rows()}
+    _, *rows = cells(tmp_path / "report.html", "Areas under the curves")
+    names = ["fi", "jacobian_norm", "cook", "fi_bound"]
+    assert [row[0] for row in rows] == ["FI", "Jacobian norm", "Cook's local influence", "softmax alone, (1 - p)/p"]
+    for row, name in zip(rows, names, strict=True):
+        assert row[1:3] == ["330", "30"]
+        for cell, kind in ((row[3], "roc"), (row[4], "pr")):
+            assert cell == "{:.3f} [{:.3f}, {:.3f}]".format(
+                *(areas[name][f"{kind}_{x}"] for x in ("area", "lower", "upper"))
+            )
+    left, right = figures(blocks(tmp_path / "run"))["detection"].axes
+    assert len(left.lines) == len(right.lines) == 5, "four measures and chance"
+    assert all(line.get_xydata()[[0, -1]].tolist() == [[0, 0], [1, 1]] for line in left.lines)
+
+
+def test_pixel_maps_and_attacks(tmp_path: Path, npz: str) -> None:
+    names = ["cat", "dog", "owl", "fox", "bee"]
+    mapped = (1, 2, 3, 5, 8, 13, 21)
+    truths = real_scan(tmp_path / "run", npz, class_names=names, maps=mapped, map_shape=(3, 12, 12), attack=True)
+    everything = blocks(tmp_path / "run")
+    found = figures(everything)
+    for index in range(1, 7):
+        assert {f"maps_{index}", f"maps_{index}_channels"} <= found.keys()
+    assert "maps_7" not in found
+    largest = max(mapped, key=lambda row: map_values(truths, row, 1, None).max())
+    images = [axes.images[0].get_array() for axes in found["maps_1"].axes if axes.images]
+    pixels = np.load(npz.removeprefix("npz:"))["x"]
+    np.testing.assert_allclose(images[0], pixels[largest] / 255)
+    low = images[1].min()
+    np.testing.assert_allclose(images[1], np.maximum(map_values(truths, largest, 1, None), low))
+    assert len(images) == 1 + 4 + 4
+
+    panels = found["attacks"].axes[:5]
+    with open_results(tmp_path / "run") as database:
+        rows = database.query("FROM pixel_attacks ORDER BY class_before = class_after, sample_id").rows()
+    first = rows[0]
+    original, attacked = (panel.images[0].get_array() for panel in panels[:2])
+    changed = np.argwhere((np.asarray(original) != np.asarray(attacked)).any(axis=2)).tolist()
+    assert changed == [[first["row"], first["column"]]]
+    assert attacked[first["row"], first["column"]].tolist() == first["after"]
+    assert f"{names[first['class_before']]} (50.75%)" in panels[0].get_xlabel()
+    after = f"{names[first['class_after']]} (69.66%)\n{names[first['class_before']]} (30.26%)"
+    assert panels[1].get_xlabel() == after
+    (frame,) = panels[2].patches
+    assert frame.get_center() == pytest.approx((first["column"], first["row"]))
+
+    said = [block.text for block in everything if isinstance(block, Paragraph)]
+    assert "Of 7 samples with maps the 6 with the largest FI of a pixel are shown." in said
+    assert said[-1].endswith("The predicted class changes in 4 of 7 images.")
+    table = everything[-1]
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == [row["sample_id"] for row in rows]
+    assert table.rows[0][4] == "0.00, 0.00, 0.00 → 1.00, 1.00, 1.00"
+
+
+def test_pixel_maps_without_their_images(tmp_path: Path) -> None:
+    write_scan(tmp_path / "run", reference="/nowhere.py:data", target="", maps=(0, 1), attack=True)
+    found = figures(blocks(tmp_path / "run"))
+    assert list(found) == ["maps_1", "maps_2"]
+    assert sum(bool(axes.images) for axes in found["maps_1"].axes) == 4
+    write_report(tmp_path / "run", tmp_path / "report.html", formats=())
+    assert "would run the code" in Page(tmp_path / "report.html").shown
+    assert len(cells(tmp_path / "report.html", "One-pixel attacks; pixel values")) == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(-9.0, 4.0, ["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "0.01", "1", "100", "$10^{4}$"]),
+     (-4.2, -2.9, ["$10^{-4}$", "$2 \\times 10^{-4}$", "0.0005", "0.001"]),
+     (2.5, 3.5, ["500", "1000", "2000"])],
+)  # fmt: skip
+def test_ticks_of_log_scales(low: float, high: float, labels: list[str]) -> None:
+    axes = Figure().add_subplot()
+    axes.set_ylim(low, high)
+    powers_of_ten(axes.yaxis)
+    formatter = axes.yaxis.get_major_formatter()
+    assert [formatter(tick) for tick in axes.get_yticks() if low <= tick <= high] == labels
 
 
 def test_a_kind_without_a_module_of_its_own_gets_its_facts(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from raysense.datasets.base import UNSPLIT, DataSource, ImageReader, Listing, Pr
 from raysense.datasets.folder import FolderSource
 from raysense.datasets.mapstyle import MapStyleSource
 from raysense.datasets.parquet import ParquetSource
-from raysense.references import parse_reference
+from raysense.references import import_factory, parse_reference
 
 __all__ = ["UNSPLIT", "DataSource", "ImageReader", "Listing", "Progress", "open_data"]
 
@@ -37,7 +37,8 @@ def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
     - ``parquet:PATH`` (a file or a folder of files): ``image=image&label=label&id=COLUMN`` name the columns;
       ``mode=rgb|gray``.
     - ``torchvision:CLASS``: the options go to the constructor; nothing is downloaded without ``download=true``.
-    - ``file.py:factory``, ``module:factory``: returns a map-style data set of (image, label) or (image, label, id).
+    - ``file.py:factory``, ``module:factory``: returns a map-style data set of (image, label) or (image, label, id);
+      a subclass of `DataSource` is used as it is.
 
     All take ``resize``, ``crop``, ``interpolation`` and ``antialias``, which replace the model's own preprocessing.
     ``{split}`` in a path stands for the split's name; several splits are listed one after the other. Paths of folder,
@@ -46,4 +47,8 @@ def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
     Raises UsageError where the reference is malformed, or a split is asked of data that has none.
     """
     parsed = parse_reference(reference, "data")
+    if parsed.scheme in ("file", "module"):
+        factory = import_factory(parsed)
+        if isinstance(factory, type) and issubclass(factory, DataSource):
+            return factory(parsed, tuple(splits))
     return _SOURCES[parsed.scheme](parsed, tuple(splits))

@@ -92,22 +92,36 @@ def influence(logits: Tensor, gram: Tensor, classes: Tensor, reference: Tensor, 
     """
     count = logits.shape[1]
     upper = odds_against(logits, classes)
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
-    largest = eigenvalues[:, -1:].clamp_min(0)
-    rank = (eigenvalues > rtol * largest).sum(1)
     fi = upper.clone()
     move = torch.nn.functional.one_hot(classes, count).to(torch.float64)
-    # The ranks of a batch are few, and full rank, the usual one, is closed form.
-    for value in rank.unique().tolist():
-        if value == count - 1:
-            continue
-        chosen = (rank == value).nonzero().squeeze(1)
-        if value == 0:
-            fi[chosen], move[chosen] = 0.0, 0.0
-            continue
-        basis = eigenvectors[chosen][:, :, count - value :]
-        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
+    rank = torch.full_like(classes, count - 1)
+    # Full rank, the usual one, is closed form, and costs far less to see than eigenvalues.
+    open_ranks = (~_certainly_full_rank(gram, reference, rtol)).nonzero().squeeze(1)
+    if len(open_ranks):
+        eigenvalues, eigenvectors = torch.linalg.eigh(gram[open_ranks])
+        largest = eigenvalues[:, -1:].clamp_min(0)
+        found = (eigenvalues > rtol * largest).sum(1)
+        rank[open_ranks] = found
+        # The ranks of a batch are few.
+        for value in found.unique().tolist():
+            if value == count - 1:
+                continue
+            among = (found == value).nonzero().squeeze(1)
+            chosen = open_ranks[among]
+            if value == 0:
+                fi[chosen], move[chosen] = 0.0, 0.0
+                continue
+            basis = eigenvectors[among][:, :, count - value :]
+            fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
     return Influence(torch.minimum(fi, upper), upper, rank, move)
+
+
+def _certainly_full_rank(gram: Tensor, reference: Tensor, rtol: float) -> Tensor:
+    """Whether all eigenvalues but the reference's zero exceed ``rtol`` times the trace, and so times the largest; [N]."""
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    shift = torch.full_like(gram[:, 0], -rtol).scatter(1, reference[:, None], 1.0) * trace
+    info: Tensor = torch.linalg.cholesky_ex(gram + torch.diag_embed(shift)).info
+    return (info == 0) & (trace.squeeze(1) > 0)
 
 
 def _project(logits: Tensor, basis: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,4 +229,85 @@ def published_influence(logits: Tensor, gram: Tensor, classes: Tensor, epsilon: 
     row = gram_p.gather(1, chosen[:, :, None].expand(-1, 1, gram_p.shape[2])).squeeze(1) * scale
     slopes = torch.einsum("nk,nki->ni", row, eigenvectors) / (probabilities.gather(1, chosen) + epsilon)
     terms = torch.where(kept, slopes / torch.where(kept, eigenvalues, 1.0), 0.0)
+    return (terms**2).sum(1), kept.sum(1)
+
+
+def log_odds_against(logits: Tensor, classes: Tensor) -> Tensor:
+    """log((1 - p_y) / p_y): finite and with all its digits where the odds over- or underflow; differentiable.
+
+    Args:
+        logits: [N, K] float64.
+        classes: [N] int64, y.
+
+    Returns:
+        [N] float64.
+    """
+    chosen = logits.gather(1, classes[:, None])
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return torch.logsumexp(others - chosen, dim=1)
+
+
+def influence_of_rows(
+    logits: Tensor, rows: Tensor, classes: Tensor, reference: Tensor, rtol: float = RANK_RTOL
+) -> Influence:
+    """FI of f = -log p_y, Eq. (3), from the gradient differences d_k = dz_k - dz_r themselves, by the cheaper side.
+
+    A perturbation of fewer dimensions than K - 1, such as a pixel, needs no K x K matrix: the rank is decided on its
+    P x P one, which has the same eigenvalues, and the range of the differences is spanned by their own combinations.
+
+    Args:
+        logits: [N, K] float64.
+        rows: [N, K, P], the d_k, finite; row r is zero.
+        classes: [N] int64, the class y of each sample.
+        reference: [N] int64, the class r, as for :func:`influence`.
+        rtol: As for :func:`influence`.
+
+    Returns:
+        As :func:`influence`.
+    """
+    count, size = rows.shape[1:]
+    if size >= count - 1:
+        return influence(logits, gram_matrix(rows), classes, reference, rtol)
+    rows = rows.double()
+    eigenvalues, eigenvectors = torch.linalg.eigh(rows.transpose(1, 2) @ rows)
+    rank = (eigenvalues > rtol * eigenvalues[:, -1:].clamp_min(0)).sum(1)
+    upper = odds_against(logits, classes)
+    fi, move = torch.zeros_like(upper), torch.zeros_like(logits)
+    for value in rank.unique().tolist():
+        if value == 0:
+            continue
+        chosen = (rank == value).nonzero().squeeze(1)
+        basis = rows[chosen] @ eigenvectors[chosen, :, size - value :]
+        basis = basis / eigenvalues[chosen, None, size - value :].sqrt()
+        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
+    return Influence(torch.minimum(fi, upper), upper, rank, move)
+
+
+def published_influence_of_rows(
+    logits: Tensor, rows: Tensor, classes: Tensor, epsilon: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """FI with the thresholds of the authors' published code, from gradient differences, by the cheaper side.
+
+    Args:
+        logits: [N, K] float64.
+        rows: [N, K, P], finite gradient differences to any class.
+        classes: [N] int64.
+        epsilon: As for :func:`published_influence`.
+
+    Returns:
+        As :func:`published_influence`.
+    """
+    if rows.shape[2] >= rows.shape[1]:
+        return published_influence(logits, gram_matrix(rows), classes, epsilon)
+    probabilities = torch.softmax(logits, dim=1)[:, :, None]
+    rows = rows.double()
+    gradients = probabilities * (rows - (probabilities * rows).sum(1, keepdim=True))
+    factor = gradients / (probabilities.sqrt() + epsilon)
+    eigenvalues, eigenvectors = torch.linalg.eigh(factor.transpose(1, 2) @ factor)
+    singular = eigenvalues.clamp_min(0).sqrt()
+    kept = singular > epsilon
+    chosen = classes[:, None, None]
+    slope = gradients.gather(1, chosen.expand(-1, 1, rows.shape[2])) / (probabilities.gather(1, chosen) + epsilon)
+    coordinates = (slope @ eigenvectors).squeeze(1)
+    terms = torch.where(kept, coordinates / torch.where(kept, singular, 1.0), 0.0)
     return (terms**2).sum(1), kept.sum(1)

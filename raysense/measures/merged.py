@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from raysense.measures.gradients import Model, forward_with_graph, input_gradients
-
 
 def by_probability(logits: Tensor, classes: Tensor) -> Tensor:
     """Classes [N, K] in the order in which they are kept: y, then by falling logit.
@@ -61,36 +59,41 @@ class MergedClasses:
     def _dropped_logits(self) -> Tensor:
         return self.full.scatter(1, self.kept, -torch.inf)
 
-    def differences(self, model: Model, images: Tensor, earlier: Tensor | None = None) -> tuple[Tensor, int]:
-        """Gradients of the logits minus that of the reference, with respect to the images.
+    @property
+    def positions(self) -> int:
+        """How many classes the problem has."""
+        return self.kept.shape[1] + (not self.exact)
+
+    def scalars(self, known: int = 0) -> tuple[list[Tensor], list[Tensor]]:
+        """What is differentiated: every position's logit minus the reference's, as combinations of the logits.
 
         Args:
-            model: Maps images to logits, sample by sample.
-            images: [n, C, H, W].
-            earlier: [n, j, P] with j of at least 2: the first j positions, where they are known from a smaller problem.
+            known: How many of the first positions are known from a smaller problem; 0, or at least 2.
 
         Returns:
-            [n, M, P] with M the number of positions, zero at the reference, and the number of backward passes spent.
+            Positions, [n] int64 each, and weights of the logits, [n, K] float64 each; one of both for every backward pass.
         """
-        raw, inputs = forward_with_graph(model, images)
-        return self.differences_of(raw, inputs, earlier)
-
-    def differences_of(self, raw: Tensor, inputs: Tensor, earlier: Tensor | None = None) -> tuple[Tensor, int]:
-        """The same from logits ``raw`` [n, K] that were computed with a graph from ``inputs``."""
-        samples, known = torch.arange(len(raw), device=raw.device), 0 if earlier is None else earlier.shape[1]
-        positions = self.kept.shape[1] + (not self.exact)
         reference = self.reference
         # All positions but the reference: first the one of 0 and 1 that it is not, then 2, 3, ...
-        others = [1 - reference, *(torch.full_like(reference, position) for position in range(2, positions))]
+        others = [1 - reference, *(torch.full_like(reference, position) for position in range(2, self.positions))]
         new = others[max(0, known - 1) :]
         base = self._weight(reference)
-        gradients = input_gradients(raw, inputs, [self._weight(position) - base for position in new])
-        rows = gradients.new_zeros((len(raw), positions, gradients.shape[2]))
-        if earlier is not None:
-            rows[:, :known] = earlier
-        for index, position in enumerate(new):
-            rows[samples, position] = gradients[:, index]
-        return rows, len(new)
+        return new, [self._weight(position) - base for position in new]
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Weights [n, K] of the logits whose gradient is the combination of the differences.
+
+        Args:
+            coefficients: [n, positions]; that of the reference does not matter.
+        """
+        positions, weights = self.scalars()
+        return sum(
+            (
+                coefficients.gather(1, position[:, None]) * weight
+                for position, weight in zip(positions, weights, strict=True)
+            ),
+            torch.zeros_like(self.full),
+        )
 
     def _weight(self, position: Tensor) -> Tensor:
         """[n, K]: the logit at a position as a combination of the logits of all classes, to first order."""

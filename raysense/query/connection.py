@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from raysense.errors import RaysenseError
 from raysense.query.catalogue import Macro, read_macros
+from raysense.query.overview import CLASSES, LAYERS, SCANS, classes_table, layers_table, scans_table
 from raysense.query.sqlerrors import explain
 from raysense.query.tables import Locations, ScanTables, open_scans
 
 BATCH_ROWS = 65_536
-_SCANS = pa.schema(
-    [
-        pa.field("scan", pa.string(), metadata={"doc": "name of the scan in this database", "unit": "name"}),
-        pa.field("kind", pa.string(), metadata={"doc": "kind of scan", "unit": "name"}),
-        pa.field("model", pa.string(), metadata={"doc": "model reference", "unit": "reference"}),
-        pa.field("data", pa.string(), metadata={"doc": "data reference", "unit": "reference"}),
-        pa.field("spec", pa.string(), metadata={"doc": "everything that determines the numbers", "unit": "JSON"}),
-        pa.field("created", pa.timestamp("us", tz="UTC"), metadata={"doc": "when the scan was started", "unit": "UTC"}),
-        pa.field("units", pa.int64(), metadata={"doc": "units of work of the whole scan", "unit": "count"}),
-        pa.field("units_done", pa.int64(), metadata={"doc": "units committed so far", "unit": "count"}),
-        pa.field("location", pa.string(), metadata={"doc": "scan directory", "unit": "path or URI"}),
-    ]
-)
-_CLASSES = pa.schema(
-    [
-        pa.field("scan", pa.string(), metadata={"doc": "name of the scan", "unit": "name"}),
-        pa.field(
-            "class", pa.int32(), metadata={"doc": "class index, as in label and predicted", "unit": "class index"}
-        ),
-        pa.field("name", pa.string(), metadata={"doc": "name of the class", "unit": "name"}),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -94,10 +70,10 @@ class QueryResult:
 class ResultDatabase:
     """An in-memory DuckDB database over the results of scans.
 
-    It has a view for every table of the scans (column ``scan`` first), the views ``scans`` and ``classes``, and the
-    macros whose tables are there. Views read committed units only, as of the last `refresh`. Nothing is copied:
-    projections and filters are pushed down into the Arrow files. Statements may read the user's own files, to join
-    with; DuckDB extensions are never downloaded, and Python variables cannot be reached.
+    It has a view for every table of the scans (column ``scan`` first), the views ``scans``, ``classes`` and
+    ``layers``, and the macros whose tables are there. Views read committed units only, as of the last `refresh`.
+    Nothing is copied: projections and filters are pushed down into the Arrow files. Statements may read the user's own
+    files, to join with; DuckDB extensions are never downloaded, and Python variables cannot be reached.
 
     Attributes:
         connection: The DuckDB connection itself, for what this class does not offer.
@@ -151,7 +127,8 @@ class ResultDatabase:
             for table in scan.schemas:
                 self.connection.register(_source(table, index), scan.dataset(table, units))
         if changed:
-            self.connection.register("_scans", self._scans_table())
+            done = {name: len(units) for name, units in self._units.items()}
+            self.connection.register("_scans", scans_table(self.scans, done))
 
     def statements(self, sql: str) -> list[str]:
         """The single statements of a text.
@@ -191,15 +168,17 @@ class ResultDatabase:
         sources: dict[str, list[str]] = {}
         for index, scan in enumerate(self.scans):
             for table, schema in scan.schemas.items():
-                docs.setdefault(table, {"scan": _CLASSES.field("scan")}).update({field.name: field for field in schema})
+                docs.setdefault(table, {"scan": SCANS.field("scan")}).update({field.name: field for field in schema})
                 sources.setdefault(table, []).append(
                     f"SELECT {quoted_text(scan.name)} AS scan, * FROM {_quoted(_source(table, index))}"
                 )
-        self.connection.register("_classes", self._classes_table())
+        self.connection.register("_classes", classes_table(self.scans))
+        self.connection.register("_layers", layers_table(self.scans))
         sources["scans"] = ["SELECT * REPLACE (spec::JSON AS spec) FROM _scans"]
         sources["classes"] = ["SELECT * FROM _classes"]
-        docs["scans"] = {field.name: field for field in _SCANS}
-        docs["classes"] = {field.name: field for field in _CLASSES}
+        sources["layers"] = ["SELECT * FROM _layers"]
+        for table, schema in {"scans": SCANS, "classes": CLASSES, "layers": LAYERS}.items():
+            docs[table] = {field.name: field for field in schema}
         for table, selects in sources.items():
             self.connection.execute(f"CREATE VIEW {_quoted(table)} AS {' UNION ALL BY NAME '.join(selects)}")
         return {table: self._columns(table, docs[table]) for table in sources}
@@ -211,31 +190,6 @@ class ResultDatabase:
             metadata = fields[name].metadata or {}
             columns.append(Column(name, kind, metadata.get(b"doc", b"").decode(), metadata.get(b"unit", b"").decode()))
         return columns
-
-    def _scans_table(self) -> pa.Table:
-        rows = [
-            {
-                "scan": scan.name,
-                "kind": scan.kind,
-                "model": (scan.document.get("spec") or {}).get("model"),
-                "data": (scan.document.get("spec") or {}).get("data"),
-                "spec": json.dumps(scan.document.get("spec")),
-                "created": _time(scan),
-                "units": scan.document.get("units"),
-                "units_done": len(self._units[scan.name]),
-                "location": scan.store.location,
-            }
-            for scan in self.scans
-        ]
-        return pa.Table.from_pylist(rows, schema=_SCANS)
-
-    def _classes_table(self) -> pa.Table:
-        rows = [
-            {"scan": scan.name, "class": index, "name": name}
-            for scan in self.scans
-            for index, name in enumerate(scan.class_names or ())
-        ]
-        return pa.Table.from_pylist(rows, schema=_CLASSES)
 
 
 def open_results(locations: Locations) -> ResultDatabase:
@@ -273,13 +227,3 @@ def quoted_text(text: str) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _time(scan: ScanTables) -> datetime | None:
-    created = scan.document.get("created")
-    if created is None:
-        return None
-    try:
-        return datetime.fromisoformat(created)
-    except ValueError as error:
-        raise RaysenseError(f"{scan.store.location}/scan.json: created {created!r} is not an ISO time") from error

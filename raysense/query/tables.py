@@ -52,6 +52,11 @@ class ScanTables:
                 return [str(name) for name in names]
         return None
 
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the model's layers that have parameters, in the network's order; empty where none are recorded."""
+        return [str(name) for name in (self.facts.get("model") or {}).get("layers") or ()]
+
     def dataset(self, table: str, units: Iterable[str]) -> ds.FileSystemDataset:
         """A table over the given committed units, with the schema its scan declared; files open on reading."""
         return ds.FileSystemDataset.from_paths(

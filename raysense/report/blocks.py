@@ -37,13 +37,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column heads; columns in ``numeric`` (by position) are aligned right."""
+    """Rows under column heads; columns in ``numeric`` (by position) are aligned right, ``compact`` is small print."""
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
+    compact: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Report of the influence scan (Shu & Zhu 2019): percentiles, Manhattan plot, largest FI, FI against its bound."""
+"""Report of the influence scan (Shu & Zhu 2019): what FI says, its size, its outliers, by layer, by pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,24 @@ import numpy as np
 from raysense.query.connection import ResultDatabase, quoted_text
 from raysense.query.tables import ScanTables
 from raysense.report.blocks import Block, Notice, Paragraph, Plot, Section, Table
-from raysense.report.influence_figures import (
-    MAX_PANELS,
-    Picture,
-    ScoredSamples,
-    against_bound,
-    gallery,
-    manhattan,
+from raysense.report.influence_detection import detection_sections
+from raysense.report.influence_figures import Picture, against_bound, gallery
+from raysense.report.influence_groups import (
+    Group,
+    groups_of,
+    percentile_table,
+    says_left_out,
+    share,
+    suffix,
+    values_by_split,
 )
+from raysense.report.influence_layers import depth_sections, layer_sections
+from raysense.report.influence_maps import attack_sections, map_sections
+from raysense.report.manhattan import MAX_PANELS, class_bands, manhattan
 from raysense.report.pictures import read_pixels
 from raysense.report.style import abbreviated, number
 
 _OUTLIERS = 5
-_FULL_RANK = 1e-6
 _MEANING = (
     "FI measures how much an infinitesimal change of what is perturbed can move f = -log p, p being the "
     "probability of the true class (objective label) or of the predicted class (objective predicted). When the "
@@ -38,83 +42,80 @@ _PUBLISHED = (
 )
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows of a scan that belong together: one target, layer, objective and method."""
-
-    scan: str
-    target: str
-    layer: str | None
-    objective: str
-    method: str
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether only an upper bound of FI is known."""
-        return self.method == "bound"
-
-    @property
-    def quantity(self) -> str:
-        """What the values are, for axes and column heads."""
-        return "upper bound of FI" if self.is_bound else "FI"
-
-    @property
-    def of_quantity(self) -> str:
-        """What the values are, after "of"."""
-        return "the upper bound of FI" if self.is_bound else "FI"
-
-    @property
-    def value(self) -> str:
-        """The column that holds the values."""
-        return "fi_upper" if self.is_bound else "fi"
-
-    @property
-    def title(self) -> str:
-        """The group in words."""
-        what = f"layer {self.layer}" if self.layer is not None else self.target
-        return f"target {what}, objective {self.objective}, method {self.method}"
-
-    @property
-    def condition(self) -> str:
-        """SQL condition that selects the group from table influence."""
-        layer = "NULL" if self.layer is None else quoted_text(self.layer)
-        names = ("scan", "target", "objective", "method")
-        equal = " AND ".join(f"i.{name} = {quoted_text(getattr(self, name))}" for name in names)
-        return f"{equal} AND i.layer IS NOT DISTINCT FROM {layer}"
-
-
 def sections(database: ResultDatabase, scan: ScanTables) -> list[Section]:
-    """Sections on one scan, a set of them for every group of rows; one notice where there are no rows yet."""
-    groups = _groups(database, scan.name)
-    if not groups:
-        return [Section("Influence measure FI", [Notice("No sample has been scored yet.")])]
-    found = []
-    for index, group in enumerate(groups):
-        suffix = f"_{index + 1}" if len(groups) > 1 else ""
-        found.extend(_group_sections(database, scan, group, suffix))
-    return found
+    """Sections on one scan: a set for every target, one for all layers; one notice where there are no rows yet."""
+    groups = groups_of(database, scan)
+    whole = [group for group in groups if not group.by_layer]
+    found = [_informative(database, scan, groups)] if groups else []
+    for index, group in enumerate(whole):
+        found.extend(_group_sections(database, scan, group, suffix(whole, index)))
+    by_layer = [group for group in groups if group.by_layer]
+    for index, group in enumerate(by_layer):
+        found.extend(layer_sections(database, scan, group, suffix(by_layer, index)))
+    found += detection_sections(database, scan, whole)
+    found += map_sections(database, scan) + attack_sections(database, scan)
+    return found or [Section("Influence measure FI", [Notice("No sample has been scored yet.")])]
 
 
 def joint(database: ResultDatabase, scans: Sequence[ScanTables]) -> list[Section]:
-    """The percentiles of several scans side by side."""
-    groups = [group for scan in scans for group in _groups(database, scan.name)]
-    if not groups:
-        return []
-    caption = (
-        "Percentiles of FI of all scans (of its upper bound where marked), laid out as in Table 2 of Shu & Zhu (2019)."
-    )
-    return [Section("Influence measure FI, all scans", [_percentile_table(database, groups, caption)])]
+    """Scans side by side: every target that several of them have, as in Table 2 and Figure 5, and layers by depth."""
+    groups = [group for scan in scans for group in groups_of(database, scan)]
+    found = []
+    shared = dict.fromkeys((group.target, group.objective) for group in groups if not group.by_layer)
+    for index, (target, objective) in enumerate(shared):
+        part = [group for group in groups if (group.target, group.objective) == (target, objective)]
+        if len(part) > 1:
+            blocks: list[Block] = [_joint_percentiles(database, part), _joint_manhattan(database, scans, part, index)]
+            found.append(Section(f"Target {target}, objective {objective}, all scans", blocks))
+    return found + depth_sections(database, [group for group in groups if group.by_layer])
 
 
-def _groups(database: ResultDatabase, scan: str) -> list[Group]:
+def _informative(database: ResultDatabase, scan: ScanTables, groups: Sequence[Group]) -> Section:
+    """How many rows of every target reach the closed form (1 - p)/p, where FI adds nothing to the softmax."""
+    blocks: list[Block] = [Paragraph(_MEANING)]
+    if (scan.document.get("spec") or {}).get("rank_rule") == "published":
+        blocks.append(Notice(_PUBLISHED))
     rows = database.query(
-        f"SELECT DISTINCT scan, target, layer, objective, method FROM influence WHERE scan = {quoted_text(scan)} "
-        "ORDER BY target, layer NULLS FIRST, objective, method"
+        f"SELECT * FROM fi_informative() WHERE scan = {quoted_text(scan.name)} AND layer IS NULL"
     ).rows()
-    return [Group(**row) for row in rows]
+    if rows:
+        blocks.append(
+            Table(
+                "Rows whose FI equals its bound (1 - p)/p to one part in a million, as at full rank, and rows where FI is "
+                "smaller and says more than the softmax. Where FI is certified, rows at the bound are those whose "
+                "interval reaches it. – is unknown: method bound computes no FI.",
+                [
+                    "target",
+                    "objective",
+                    "method",
+                    "rows",
+                    "at the bound",
+                    "below it",
+                    "median FI / bound",
+                    "largest rank",
+                ],
+                [
+                    [
+                        row["target"],
+                        row["objective"],
+                        row["method"],
+                        f"{row['n']:,}",
+                        share(row["n_at_bound"], row["n"]),
+                        share(row["n_below"], row["n"]),
+                        number(row["median_ratio"]),
+                        "–" if row["max_rank"] is None else f"{row['max_rank']:,}",
+                    ]
+                    for row in rows
+                ],
+                frozenset(range(3, 8)),
+            )
+        )
+    if any(group.by_layer for group in groups):
+        blocks.append(Paragraph("For the layers the same shares stand in the table of layers."))
+    return Section("What FI says beyond the softmax", blocks)
 
 
-def _group_sections(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Section]:
+def _group_sections(database: ResultDatabase, scan: ScanTables, group: Group, ending: str) -> list[Section]:
     blocks: list[Block] = [Paragraph(f"{group.title[0].upper()}{group.title[1:]}.")]
     if group.is_bound:
         blocks.append(
@@ -123,75 +124,61 @@ def _group_sections(database: ResultDatabase, scan: ScanTables, group: Group, su
             )
         )
     caption = f"Percentiles of {group.of_quantity}, laid out as in Table 2 of Shu & Zhu (2019)."
-    blocks += [Paragraph(_MEANING), _percentile_table(database, [group], caption)]
+    blocks.append(percentile_table(database, [group], caption))
     title = "Upper bound of FI" if group.is_bound else "Influence measure FI"
     found = [
         Section(title, blocks),
-        Section(f"Samples with the largest {group.quantity}", _outliers(database, scan, group, suffix)),
-        Section(f"Manhattan plot of {group.of_quantity}", _manhattan(database, scan, group, suffix)),
+        Section(f"Samples with the largest {group.quantity}", _outliers(database, scan, group, ending)),
+        Section(f"Manhattan plot of {group.of_quantity}", [_manhattan(database, scan, group, ending)]),
     ]
     if not group.is_bound:
-        found.append(Section("FI against its bound", _against_bound(database, scan, group, suffix)))
+        found.append(Section("FI against its bound", [_against_bound(database, group, ending)]))
     return found
 
 
-def _percentile_table(database: ResultDatabase, groups: Sequence[Group], caption: str) -> Table:
-    cells: dict[tuple[Group, str], dict[int, float]] = {}
-    for row in database.query("FROM fi_percentiles()").rows():
-        group = Group(row["scan"], row["target"], row["layer"], row["objective"], row["method"])
-        if group in groups:
-            cells.setdefault((group, row["split"]), {})[row["percentile"]] = row[group.value]
-    keys = sorted(cells, key=lambda key: (groups.index(key[0]), key[1] != "train", key[1]))
-    heads = [
-        " · ".join([*_distinctive(group, groups), split]) + (" (upper bound)" if group.is_bound else "")
-        for group, split in keys
-    ]
-    percentiles = sorted({percentile for column in cells.values() for percentile in column})
-    rows = [[f"{percentile}th", *(number(cells[key].get(percentile)) for key in keys)] for percentile in percentiles]
-    return Table(caption, ["Percentile", *heads], rows, frozenset(range(1, len(heads) + 1)))
-
-
-def _distinctive(group: Group, groups: Sequence[Group]) -> list[str]:
-    """What tells a group from the others: its fields that are not the same in all of them."""
-    names = [field.name for field in fields(Group)]
-    return [str(getattr(group, name)) for name in names if len({getattr(other, name) for other in groups}) > 1]
-
-
-def _manhattan(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Block]:
-    table = database.query(
-        f"""
-        SELECT split, label::BIGINT AS label, i.{group.value} AS value, coalesce(place, 0)::BIGINT AS place
-        FROM influence AS i
-        JOIN samples USING (scan, sample_id)
-        LEFT JOIN (
-            SELECT scan, sample_id, place FROM fi_outliers(n := {_OUTLIERS}) AS i WHERE {group.condition}
-        ) AS largest
-            USING (scan, sample_id)
-        WHERE {group.condition}
-        ORDER BY split, label, sample_id
-        """
-    ).table()
-    split = table["split"].combine_chunks().dictionary_encode()
-    codes = split.indices.to_numpy()
-    columns = {name: table[name].to_numpy() for name in ("label", "value", "place")}
-    names = sorted(split.dictionary.to_pylist(), key=lambda name: (name != "train", name))
-    index = {name: code for code, name in enumerate(split.dictionary.to_pylist())}
-    splits = {
-        name: ScoredSamples(**{key: column[codes == index[name]] for key, column in columns.items()})
-        for name in names[:MAX_PANELS]
-    }
-    known = scan.class_names or []
-    classes = {int(label): known[label] if label < len(known) else str(label) for label in np.unique(columns["label"])}
-    figure, remarks = manhattan(splits, classes, group.quantity)
-    left_out = f" Splits not drawn: {', '.join(names[MAX_PANELS:])}." if len(names) > MAX_PANELS else ""
+def _manhattan(database: ResultDatabase, scan: ScanTables, group: Group, ending: str) -> Plot:
+    splits = values_by_split(database, group, largest=_OUTLIERS)
+    names = list(splits)
+    shown = {name: splits[name] for name in names[:MAX_PANELS]}
+    labels = np.unique(np.concatenate([samples.band for samples in shown.values()])).tolist()
+    figure, remarks = manhattan({scan.name: shown}, {scan.name: class_bands(labels, scan.class_names)}, group.quantity)
     caption = (
         f"{group.quantity[0].upper()}{group.quantity[1:]} of every sample on a log scale, grouped by true class; "
-        f"neighbouring classes differ in colour, circles number the {_OUTLIERS} largest.{remarks}{left_out}"
+        f"neighbouring classes differ in colour, circles number the {_OUTLIERS} largest."
+        f"{remarks}{says_left_out('Splits', names)}"
     )
-    return [Plot(f"manhattan{suffix}", f"Manhattan plot of {group.of_quantity} by class", caption, figure)]
+    return Plot(f"manhattan{ending}", f"Manhattan plot of {group.of_quantity} by class", caption, figure)
 
 
-def _outliers(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Block]:
+def _joint_percentiles(database: ResultDatabase, groups: Sequence[Group]) -> Table:
+    caption = (
+        "Percentiles of FI of all scans (of its upper bound where marked), laid out as in Table 2 of Shu & Zhu (2019)."
+    )
+    return percentile_table(database, groups, caption)
+
+
+def _joint_manhattan(
+    database: ResultDatabase, scans: Sequence[ScanTables], groups: Sequence[Group], index: int
+) -> Plot:
+    known = {scan.name: scan.class_names for scan in scans}
+    columns, bands, left_out = {}, {}, ""
+    for group in groups[:MAX_PANELS]:
+        splits = values_by_split(database, group)
+        left_out = left_out or says_left_out("Splits", list(splits))
+        columns[group.scan] = dict(list(splits.items())[:MAX_PANELS])
+        labels = np.unique(np.concatenate([samples.band for samples in columns[group.scan].values()])).tolist()
+        bands[group.scan] = class_bands(labels, known[group.scan])
+    quantity = "FI or its upper bound" if len({group.is_bound for group in groups}) > 1 else groups[0].quantity
+    figure, remarks = manhattan(columns, bands, quantity)
+    caption = (
+        f"{quantity[0].upper()}{quantity[1:]} of every sample of every scan by true class, with one axis for all, as in "
+        f"Figures 1, 4 and 5 of Shu & Zhu (2019).{remarks}{left_out}"
+        f"{says_left_out('Scans', [group.scan for group in groups])}"
+    )
+    return Plot(f"manhattan_{index + 1}", f"Manhattan plots of {quantity} of several scans", caption, figure)
+
+
+def _outliers(database: ResultDatabase, scan: ScanTables, group: Group, ending: str) -> list[Block]:
     rows = database.query(
         f"SELECT * FROM fi_outliers(n := {_OUTLIERS}) AS i WHERE {group.condition} ORDER BY place"
     ).rows()
@@ -207,10 +194,10 @@ def _outliers(database: ResultDatabase, scan: ScanTables, group: Group, suffix: 
     blocks: list[Block] = [Notice(reason) for reason in reasons]
     if pictures:
         caption = f"The images with the largest {group.quantity}: true class → predicted class. As the model sees them."
-        blocks.append(Plot(f"largest{suffix}", f"Images with the largest {group.quantity}", caption, gallery(pictures)))
-    values = {"p_label": "p of true class", "fi": "FI", "fi_upper": "upper bound of FI"}
+        blocks.append(Plot(f"largest{ending}", f"Images with the largest {group.quantity}", caption, gallery(pictures)))
+    values = {"p_label": "p of true class", "fi": "FI", "fi_bound": "bound (1 - p)/p"}
     if group.is_bound:
-        del values["fi"]
+        values = {"p_label": "p of true class", "fi_upper": "upper bound of FI"}
     cells = [
         [
             str(row["place"]),
@@ -231,45 +218,10 @@ def _class_name(row: dict[str, Any], side: str) -> str:
     return str(row[side] if row[f"{side}_name"] is None else row[f"{side}_name"])
 
 
-def _against_bound(database: ResultDatabase, scan: ScanTables, group: Group, suffix: str) -> list[Block]:
+def _against_bound(database: ResultDatabase, group: Group, ending: str) -> Plot:
     table = database.query(
-        f"SELECT fi, fi_upper FROM influence AS i WHERE {group.condition} ORDER BY sample_id"
+        f"SELECT fi, fi_bound FROM influence AS i WHERE {group.condition} ORDER BY sample_id"
     ).table()
-    figure, remarks = against_bound(table["fi"].to_numpy(), table["fi_upper"].to_numpy())
-    blocks: list[Block] = [Paragraph(_says_full_rank(database, group))]
-    if (scan.document.get("spec") or {}).get("rank_rule") == "published":
-        blocks.append(Notice(_PUBLISHED))
-    caption = f"FI of every sample against its upper bound fi_upper; the line is equality.{remarks}"
-    blocks.append(Plot(f"bound{suffix}", "FI against its upper bound", caption, figure))
-    return blocks
-
-
-def _says_full_rank(database: ResultDatabase, group: Group) -> str:
-    """How many samples reach the closed form (1 - p)/p, where FI adds nothing to the softmax."""
-    if group.method == "certified":
-        # From p itself (1 - p)/p keeps 8 digits only while 1 - p is not tiny.
-        probability = "p_label" if group.objective == "label" else "p_predicted"
-        (row,) = database.query(
-            f"""
-            SELECT
-                count(*) AS n,
-                count_if(fi_upper >= {1 - _FULL_RANK} * (1 - {probability}) / {probability}) AS reached
-            FROM influence AS i JOIN samples USING (scan, sample_id)
-            WHERE {group.condition} AND 1 - {probability} > 1e-8
-            """
-        ).rows()
-        return (
-            f"The certified interval reaches the closed form (1 - p)/p, the value at full rank, for {_share(row)} "
-            "samples whose 1 - p exceeds 1e-8."
-        )
-    equal = f"fi BETWEEN {1 - _FULL_RANK} * fi_upper AND {1 + _FULL_RANK} * fi_upper"
-    (row,) = database.query(
-        f"SELECT count(*) AS n, count_if({equal}) AS reached FROM influence AS i WHERE {group.condition}"
-    ).rows()
-    return f"FI equals its bound (1 - p)/p to one part in a million, as at full rank, for {_share(row)} samples."
-
-
-def _share(row: dict[str, Any]) -> str:
-    if not row["n"]:
-        return "0 of 0"
-    return f"{row['reached']:,} of {row['n']:,} ({100 * row['reached'] / row['n']:.1f}%)"
+    figure, remarks = against_bound(table["fi"].to_numpy(), table["fi_bound"].to_numpy())
+    caption = f"FI of every sample against its bound (1 - p)/p, the softmax alone; the line is equality.{remarks}"
+    return Plot(f"bound{ending}", "FI against its bound", caption, figure)

@@ -17,6 +17,9 @@ RED = "#D55E00"
 GREY = "#6B6B6B"
 """Okabe and Ito's colours, told apart with any colour vision; blue and orange also in greyscale print."""
 
+LINES = (BLUE, RED, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "black")
+"""Okabe and Ito's colours for lines that are told apart by colour; more than seven lines repeat them."""
+
 WIDTH = 9.0
 """Width of a full-width figure in inches."""
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import os
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from raysense.batching import BatchSizer, in_batches, memory_gauge
 from raysense.loading import Samples, as_float
-from raysense.measures.input_influence import (
+from raysense.measures.cook import cook_of_input, cook_of_parameters
+from raysense.measures.influence import (
     GRADIENT_BYTES,
-    InputInfluence,
+    TargetInfluence,
     bound_influence,
     certified_influence,
     exact_influence,
 )
+from raysense.measures.perturbed import Perturbed
+from raysense.measures.pixel_attack import one_pixel_attack
+from raysense.measures.pixel_maps import PixelMaps, pixel_maps
 from raysense.options import ComputeOptions
+from raysense.scans._influence_rows import Cook, InfluenceRows, MapRows
+from raysense.scans._influence_targets import targets_of
 from raysense.scans._sampled import open_samples, samples_table
 from raysense.scans.base import Computer, Prepared, Unit
-from raysense.scans.influence import InfluenceScan, InfluenceSpec
+from raysense.scans.influence import InfluenceSpec
+
+_MOST_HELD = 2**32
 
 
 class InfluenceComputer(Computer):
@@ -29,12 +39,11 @@ class InfluenceComputer(Computer):
     def __init__(self, spec: InfluenceSpec, prepared: Prepared, options: ComputeOptions) -> None:
         self._spec = spec
         self._prepared = prepared
-        self._schema = InfluenceScan.schemas()["influence"]
-        model, self._loader, self.device = open_samples(spec, prepared, options)
-        self._model = model.module
+        self._model, self._loader, self.device = open_samples(spec, prepared, options)
+        self._perturbed = Perturbed(self._model.module, targets_of(spec, self._model))
         self._labels = prepared.listing["label"].to_numpy()
         self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
-        self._gradient_bytes = gradient_memory(self.device)
+        self._gradient_bytes = gradient_memory(self.device, options.threads)
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]
@@ -42,30 +51,32 @@ class InfluenceComputer(Computer):
         return self._sizer.size
 
     def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
-        """Tables samples and influence of one unit."""
+        """The tables of one unit."""
         following = None if upcoming is None else (upcoming.start, upcoming.stop)
         pending: list[Samples] = []
         waiting = 0
-        measured = _Rows(self._schema)
+        measured = InfluenceRows(self._spec, self._perturbed.targets, self._prepared)
+        maps = MapRows(self._spec, self._prepared)
         for chunk in self._loader.stream(unit.start, unit.stop, following):
             measured.errors.update(chunk.errors)
             pending.append(chunk)
             waiting += len(chunk.rows)
             # Whole batches only, so that decoded images never pile up beyond a batch and a chunk.
             if waiting >= self._sizer.size:
-                rest = self._measure(pending, measured, waiting - waiting % self._sizer.size)
+                rest = self._measure(pending, measured, maps, waiting - waiting % self._sizer.size)
                 pending, waiting = [rest], len(rest.rows)
-        self._measure(pending, measured, waiting)
+        self._measure(pending, measured, maps, waiting)
         return {
             "samples": samples_table(self._prepared, unit.start, unit.stop, measured.scores, measured.errors),
-            "influence": measured.table(self._prepared, self._spec),
+            "influence": measured.table(),
+            **maps.tables(measured.errors),
         }
 
     def close(self) -> None:
         """End the loader processes."""
         self._loader.close()
 
-    def _measure(self, pending: list[Samples], measured: _Rows, count: int) -> Samples:
+    def _measure(self, pending: list[Samples], measured: InfluenceRows, maps: MapRows, count: int) -> Samples:
         """Measure the first ``count`` pending samples; returns the others."""
         full = [chunk for chunk in pending if chunk.rows]
         if not full:
@@ -77,79 +88,69 @@ class InfluenceComputer(Computer):
             batch = as_float(images[start:stop], self.device)
             labels = torch.as_tensor(self._labels[rows[start:stop]].astype(np.int64))
             classes = labels.to(self.device) if self._spec.objective == "label" else None
-            measured.add(rows[start:stop], labels, self._influence(batch, classes))
+            part = self._influence(batch, classes)
+            chosen = part.logits.argmax(1) if classes is None else classes
+            cook = self._cook(batch, chosen) if self._spec.cook else None
+            pixels = self._maps(batch, chosen) if "pixels" in self._spec.target else None
+            finite = None if pixels is None else ~pixels.bound.isnan()
+            measured.add(rows[start:stop], labels, part, cook, finite)
+            if pixels is not None:
+                attack = None
+                if self._spec.attack:
+                    peaks = pixels.maps[1, None].flatten(1).nan_to_num(-1.0).argmax(1)
+                    places = torch.stack((peaks // batch.shape[3], peaks % batch.shape[3]), dim=1)
+                    attack = (places, one_pixel_attack(self._model.module, batch, places))
+                maps.add(rows[start:stop], pixels, attack)
 
         in_batches(count, self._sizer, work)
         return Samples(rows[count:], images[count:], {})
 
-    def _influence(self, images: torch.Tensor, classes: torch.Tensor | None) -> InputInfluence:
+    def _influence(self, images: Tensor, classes: Tensor | None) -> TargetInfluence:
         spec = self._spec
-        if spec.method == "bound":
-            return bound_influence(self._model, images, classes)
+        if spec.method == "bound" or not self._perturbed.targets:
+            return bound_influence(self._perturbed, images, classes)
         if spec.method == "certified":
-            return certified_influence(self._model, images, classes, spec.tolerance, self._gradient_bytes)
-        return exact_influence(self._model, images, classes, spec.rank_rule, self._gradient_bytes)
+            return certified_influence(self._perturbed, images, classes, spec.tolerance, self._gradient_bytes)
+        return exact_influence(self._perturbed, images, classes, spec.rank_rule, self._gradient_bytes)
+
+    def _maps(self, images: Tensor, classes: Tensor) -> PixelMaps:
+        spec = self._spec
+        return pixel_maps(
+            self._model.module,
+            images,
+            classes,
+            scales=spec.scales,
+            channels=spec.channels,
+            rank_rule=spec.rank_rule,
+            memory_bytes=self._gradient_bytes,
+        )
+
+    def _cook(self, images: Tensor, classes: Tensor) -> Cook:
+        """Cook's local influence of every sample and target."""
+        shape = (len(images), len(self._perturbed.targets))
+        value, error = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
+        module, seed = self._model.module, self._spec.seed
+        for index, target in enumerate(self._perturbed.targets):
+            if not target.parameters:
+                part = cook_of_input(module, images, classes, seed=seed)
+                value[:, index], error[:, index] = part.value.cpu(), part.error.cpu()
+                continue
+            names = sorted(target.parameters)
+            for row in range(len(images)):
+                part = cook_of_parameters(
+                    module, names, images[row], int(classes[row]), with_input=target.input is not None, seed=seed
+                )
+                value[row, index], error[row, index] = part.value.item(), part.error.item()
+        return Cook(value, error)
 
 
-class _Rows:
-    """Collects the measured rows of a unit on the host; logits are dropped batch by batch."""
+def gradient_memory(device: str, threads: int | None = None) -> int:
+    """Bytes of logit gradients to hold at once.
 
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._rows: list[int] = []
-        self._columns: dict[str, list[np.ndarray]] = {}
-        self.scores: dict[int, tuple[int, float, float]] = {}
-        self.errors: dict[int, str] = {}
-
-    def add(self, rows: list[int], labels: torch.Tensor, part: InputInfluence) -> None:
-        """Add a batch; samples without finite logits or gradients go to the errors."""
-        logits = part.logits.cpu()
-        probabilities = torch.softmax(logits, dim=1)
-        predicted = logits.argmax(1)
-        p_label = probabilities.gather(1, labels[:, None]).squeeze(1).tolist()
-        p_predicted = probabilities.gather(1, predicted[:, None]).squeeze(1).tolist()
-        finite_logits = torch.isfinite(logits).all(1)
-        good = finite_logits & ~part.upper.isnan().cpu()
-        for position, row in enumerate(rows):
-            if good[position]:
-                self.scores[row] = (int(predicted[position]), p_label[position], p_predicted[position])
-                self._rows.append(row)
-            else:
-                kind = "gradients of the logits" if finite_logits[position] else "logits"
-                self.errors[row] = f"{kind} are not finite"
-        for field in fields(part):
-            if field.name != "logits":
-                self._columns.setdefault(field.name, []).append(getattr(part, field.name).cpu()[good].numpy())
-
-    def table(self, prepared: Prepared, spec: InfluenceSpec) -> pa.Table:
-        """The rows of table ``influence``."""
-        count = len(self._rows)
-        if not count:
-            return self._schema.empty_table()
-        column = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        arrays = {
-            "sample_id": prepared.listing["sample_id"].take(pa.array(self._rows)),
-            "target": pa.array([spec.target] * count, pa.string()),
-            "layer": pa.nulls(count, pa.string()),
-            "objective": pa.array([spec.objective] * count, pa.string()),
-            "method": pa.array([spec.method] * count, pa.string()),
-            "fi": _known(column["fi"], ~np.isnan(column["fi"])),
-            "fi_lower": pa.array(column["lower"], pa.float64()),
-            "fi_upper": pa.array(column["upper"], pa.float64()),
-            "rank": _known(column["rank"], column["rank"] >= 0).cast(pa.int32()),
-            "n_backward": pa.array(column["n_backward"].astype(np.int32), pa.int32()),
-            "jacobian_norm": _known(column["jacobian_norm"], ~np.isnan(column["jacobian_norm"])),
-            "cook": pa.nulls(count, pa.float64()),
-        }
-        return pa.table([arrays[field.name] for field in self._schema], schema=self._schema)
-
-
-def gradient_memory(device: str) -> int:
-    """Bytes of logit gradients to hold at once: a quarter of the GPU's memory, or half a GiB per CPU worker."""
+    A quarter of the GPU's memory; or, of a CPU worker's share of the host's, an eighth, of half a GiB to 4 GiB.
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory // 4)
-    return GRADIENT_BYTES
-
-
-def _known(values: np.ndarray, known: np.ndarray) -> pa.Array:
-    return pa.array(values, mask=~known)
+    cores = os.cpu_count() or 1
+    share = psutil.virtual_memory().total * min(threads or cores, cores) // cores
+    return max(GRADIENT_BYTES, min(_MOST_HELD, int(share) // 8))

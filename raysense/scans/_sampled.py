@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,33 @@ _UNITS_WANTED = 64
 _PASSES_PER_UNIT = 16384
 
 
-def prepare_samples(spec: SampledSpec, passes_per_sample: Callable[[int], int], gradients: bool) -> Prepared:
+@dataclass(frozen=True)
+class Examined:
+    """What a scan finds out about a model on the first images.
+
+    Attributes:
+        facts: More facts of the model, for scan.json.
+        notes: Sentences the user should read.
+    """
+
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+Examine = Callable[[LoadedModel, torch.Tensor], Examined]
+"""Looks at a model and the first images [n, C, H, W]; raises UsageError where the scan cannot work on them."""
+
+
+def prepare_samples(
+    spec: SampledSpec, passes_per_sample: Callable[[int], int], gradients: bool, examine: Examine | None = None
+) -> Prepared:
     """List the data, open the model, and check that they fit, before anything is computed.
 
     Args:
         spec: Names the model and the data.
         passes_per_sample: Rough cost of one sample in passes, from the number of classes; sizes the units.
         gradients: Whether the scan needs gradients with respect to the input.
+        examine: What else the scan checks.
 
     Raises:
         UsageError: one sentence on what does not fit.
@@ -41,10 +62,11 @@ def prepare_samples(spec: SampledSpec, passes_per_sample: Callable[[int], int], 
     model = load_model(spec.model)
     source = open_data(spec.data, spec.split)
     listing = source.list()
-    table = _limited(listing.table, spec.limit)
+    table = _limited(_chosen(spec, listing.table), spec.limit)
     preprocessing = source.preprocessing or model.preprocessing
-    shape, classes = _probe(spec, model, source, table, preprocessing, gradients)
+    batch, classes = _probe(spec, model, source, table, preprocessing, gradients)
     _check_labels(spec, table, classes)
+    examined = Examined({}) if examine is None else examine(model, batch)
     return Prepared(
         listing=table,
         facts={
@@ -53,8 +75,9 @@ def prepare_samples(spec: SampledSpec, passes_per_sample: Callable[[int], int], 
                 "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
                 "n_classes": classes,
                 "classes": None if model.classes is None else list(model.classes),
-                "input_shape": list(shape),
+                "input_shape": list(batch.shape[1:]),
                 "normalisation": model.normalisation,
+                **examined.facts,
             },
             "data": {
                 "reference": spec.data,
@@ -65,7 +88,7 @@ def prepare_samples(spec: SampledSpec, passes_per_sample: Callable[[int], int], 
             "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
             "fingerprints": _fingerprints(model, listing),
         },
-        notes=listing.notes,
+        notes=(*listing.notes, *examined.notes),
         unit_size=spec.unit_size or _unit_size(table.num_rows, passes_per_sample(classes)),
     )
 
@@ -106,6 +129,20 @@ def _fingerprints(model: LoadedModel, listing: Listing) -> dict[str, str]:
     return {"model": model.fingerprint, "data": listing.fingerprint}
 
 
+def _chosen(spec: SampledSpec, table: pa.Table) -> pa.Table:
+    """The samples that the spec names, all where it names none."""
+    if not spec.samples:
+        return table
+    ids = table["sample_id"].to_pylist()
+    row = {sample_id: index for index, sample_id in enumerate(ids)}
+    for sample_id in spec.samples:
+        if sample_id not in row:
+            raise UsageError(
+                f"samples {sample_id!r}: data {spec.data!r} has no such sample; its ids are like {ids[0]!r} (table samples)"
+            )
+    return table.take(pa.array(sorted({row[sample_id] for sample_id in spec.samples}))).combine_chunks()
+
+
 def _limited(table: pa.Table, limit: int | None) -> pa.Table:
     """At most ``limit`` samples of every split, evenly spaced, since many data sets are sorted by class."""
     if limit is None:
@@ -140,8 +177,8 @@ def _probe(
     table: pa.Table,
     preprocessing: Preprocessing | None,
     gradients: bool,
-) -> tuple[tuple[int, ...], int]:
-    """Run the first readable samples; returns the image shape and the number of classes."""
+) -> tuple[torch.Tensor, int]:
+    """Run the first readable samples; returns their images and the number of classes."""
     decoder = SampleDecoder(source.reader(table), preprocessing, None)
     images, names = _first_images(spec, decoder, table)
     if len({image.shape for image in images}) > 1:
@@ -163,7 +200,7 @@ def _probe(
     _check_output(spec, output, again, alone, names)
     if gradients:
         _check_gradients(spec, model, batch[:1])
-    return tuple(batch.shape[1:]), output.shape[1]
+    return batch, output.shape[1]
 
 
 def _check_gradients(spec: SampledSpec, model: LoadedModel, image: torch.Tensor) -> None:

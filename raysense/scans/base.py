@@ -90,7 +90,11 @@ class Scan(ABC):
     @classmethod
     @abstractmethod
     def schemas(cls) -> Mapping[str, pa.Schema]:
-        """Arrow schema of every table, with the documentation and unit of each column in the field metadata."""
+        """Arrow schema of every table of the kind, documentation and unit of each column in the field metadata."""
+
+    def tables(self) -> Mapping[str, pa.Schema]:
+        """The tables that this scan writes: all of the kind, unless its spec says otherwise."""
+        return self.schemas()
 
     @abstractmethod
     def prepare(self, options: ComputeOptions) -> Prepared:

@@ -19,6 +19,7 @@ class SampledSpec(ScanSpec):
     data: str = Field(description="data reference, e.g. digits, folder:/path, npz:file.npz?x=x&y=y, parquet:/path")
     split: tuple[str, ...] = Field((), description="splits to scan, separated by commas; none takes the data's default")
     limit: int | None = Field(None, ge=1, description="only N samples of every split, evenly spaced")
+    samples: tuple[str, ...] = Field((), description="only the samples of these ids, separated by commas")
     unit_size: int | None = Field(None, ge=1, description="samples per unit of work; none chooses by size and cost")
     seed: int = Field(0, ge=0, description="seed of everything random")
 
@@ -32,9 +33,14 @@ class SampledSpec(ScanSpec):
     def _absolute_data(cls, value: str) -> str:
         return absolute_reference(value, "data")
 
-    @field_validator("split", mode="before")
+    @field_validator("split", "samples", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return split_text(value, ",")
+
+
+def split_text(value: Any, separator: str) -> Any:
+    """The parts of a text from the command line; what is not text stays as it is."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+    return value

@@ -5,7 +5,7 @@ WITH largest AS (
     SELECT
         scan, target, layer, objective, method,
         min_by(
-            {'sample_id': sample_id, 'fi': fi, 'fi_upper': fi_upper, 'jacobian_norm': jacobian_norm},
+            {'sample_id': sample_id, 'fi': fi, 'fi_upper': fi_upper, 'fi_bound': fi_bound, 'jacobian_norm': jacobian_norm},
             (-coalesce(fi, fi_upper), sample_id),
             n
         ) AS top
@@ -23,7 +23,7 @@ SELECT
     placed.scan, target, layer, objective, method, place, placed.sample_id, split,
     label, label_class.name AS label_name,
     predicted, predicted_class.name AS predicted_name,
-    p_label, fi, fi_upper, jacobian_norm
+    p_label, fi, fi_upper, fi_bound, jacobian_norm
 FROM placed
 JOIN samples ON samples.scan = placed.scan AND samples.sample_id = placed.sample_id
 LEFT JOIN classes AS label_class ON label_class.scan = placed.scan AND label_class.class = label

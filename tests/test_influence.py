@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import dense_influence, dense_jacobian, images, tiny_network
+from networks import dense_influence, dense_jacobian, images, of_input, tiny_network
 from shared_data import shared_data
 from torch import nn
 from torch.nn import functional
 
+from raysense.measures import influence
 from raysense.measures.gradients import jacobian_product
-from raysense.measures.input_influence import bound_influence, certified_influence, exact_influence
 from raysense.models import load_model
 
 ZOO = "tests/zoo"
+bound_influence = of_input(influence.bound_influence)
+certified_influence = of_input(influence.certified_influence)
+exact_influence = of_input(influence.exact_influence)
 
 
 @pytest.mark.parametrize("objective", ["label", "predicted"])

@@ -1,0 +1,16 @@
+r"""How sensitive are networks and their layers to their weights? (Shu & Zhu 2019, Figure 4)
+
+    python jobs/influence_architectures.py --out runs/architectures
+    ray job submit --working-dir . -- python jobs/influence_architectures.py --out s3://bucket/architectures \
+        --model torchvision:resnet50 --model torchvision:densenet121 --data folder:/data/imagenet/val --method certified
+"""
+
+from __future__ import annotations
+
+from raysense.studies.architectures import ArchitectureOptions, run_architectures
+from raysense.studies.command import study_command
+
+main = study_command(run_architectures, ArchitectureOptions)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+r"""Which measure finds simulated outliers? (Shu & Zhu 2019, Figure 3)
+
+    python jobs/influence_outliers.py --out runs/outliers
+    ray job submit --working-dir . -- python jobs/influence_outliers.py --out s3://bucket/outliers \
+        --model 'torchvision:resnet50?weights=DEFAULT' --data folder:/data/imagenet/train --method certified --epochs 2
+"""
+
+from __future__ import annotations
+
+from raysense.studies.command import study_command
+from raysense.studies.outliers import OutlierOptions, run_outliers
+
+main = study_command(run_outliers, OutlierOptions)
+
+if __name__ == "__main__":
+    main()

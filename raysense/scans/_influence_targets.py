@@ -1,0 +1,111 @@
+"""The targets that an influence scan names, for the model at hand."""
+
+from __future__ import annotations
+
+import torch
+
+from raysense.errors import UsageError, first_line
+from raysense.measures.perturbed import Perturbed
+from raysense.measures.targets import Pixels, Target, layer_parameters, matching
+from raysense.models import LoadedModel
+from raysense.networks import Normalize
+from raysense.scans._sampled import Examined
+from raysense.scans.influence import InfluenceSpec
+from raysense.scans.sampled import split_text
+
+
+def targets_of(spec: InfluenceSpec, model: LoadedModel) -> list[Target]:
+    """What the scan perturbs, except pixel by pixel.
+
+    Raises:
+        UsageError: a pattern matches nothing, or there are no trainable parameters.
+    """
+    found: list[Target] = []
+    for text in spec.target:
+        name, _, globs = text.partition(":")
+        patterns = split_text(globs, ",")
+        if name == "input":
+            found.append(Target("input", input=Pixels()))
+        elif name == "input+parameters":
+            found.append(Target(text, input=Pixels(), parameters=frozenset(_trainable(spec, model))))
+        elif name == "parameters":
+            names = _trainable(spec, model)
+            found.append(Target(text, parameters=frozenset(_named(model, text, names, patterns))))
+        elif name == "layer":
+            layers = layers_of(model)
+            if not layers:
+                _trainable(spec, model)
+            try:
+                chosen = matching(list(layers), patterns) if patterns else list(layers)
+            except ValueError as error:
+                raise UsageError(f"target {text!r}: {error}") from error
+            found += [Target("layer", layer=layer, parameters=frozenset(layers[layer])) for layer in chosen]
+    return found
+
+
+def layers_of(model: LoadedModel) -> dict[str, tuple[str, ...]]:
+    """Names of the trainable parameters by layer, in the network's order."""
+    layers = layer_parameters(model.module, model.trainable)
+    return {shown_name(model, layer) or "(network)": names for layer, names in layers.items()}
+
+
+def shown_name(model: LoadedModel, name: str) -> str:
+    """A name as the user knows it, without the normalisation in front."""
+    return name.removeprefix("module").removeprefix(".") if isinstance(model.module, Normalize) else name
+
+
+def examined(spec: InfluenceSpec, model: LoadedModel, images: torch.Tensor) -> Examined:
+    """Check the targets and the scales on the first images; says which parameters take the generic path.
+
+    Raises:
+        UsageError: a target does not exist, a scale exceeds the image, or the model cannot be differentiated by parameters.
+    """
+    targets = targets_of(spec, model)
+    side = max(images.shape[2:])
+    for scale in spec.scales if "pixels" in spec.target else ():
+        if scale > 2 * side - 1:
+            raise UsageError(f"scales: {scale} is larger than any square in images of {side} pixels; leave it out")
+    facts = {"layers": list(layers_of(model))}
+    if spec.method == "bound" or all(not target.parameters for target in targets):
+        return Examined(facts)
+    perturbed = Perturbed(model.module, targets)
+    try:
+        perturbed.forward(images)
+    except RuntimeError as error:
+        raise UsageError(
+            f"model {spec.model!r} has no gradient with respect to its parameters ({first_line(error)}); scan a model that "
+            "is differentiable throughout, or use --method bound"
+        ) from error
+    return Examined(facts, tuple(_notes(model, perturbed)))
+
+
+def _notes(model: LoadedModel, perturbed: Perturbed) -> list[str]:
+    capture = perturbed.capture
+    if capture is None:
+        return []
+    if capture.generic:
+        names = [shown_name(model, name) for name in capture.generic]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return [
+            f"parameters {', '.join(names[:5])}{more} enter operators without a formula of their own: their gradients are "
+            "as exact, but samples go one by one, which is slower"
+        ]
+    if not capture.batchable:
+        return ["the samples of a batch cannot be told apart inside the model: they go one by one, which is slower"]
+    return []
+
+
+def _trainable(spec: InfluenceSpec, model: LoadedModel) -> tuple[str, ...]:
+    if not model.trainable:
+        raise UsageError(f"model {spec.model!r} has no trainable parameters; use --target input")
+    return model.trainable
+
+
+def _named(model: LoadedModel, text: str, names: tuple[str, ...], patterns: tuple[str, ...]) -> list[str]:
+    if not patterns:
+        return list(names)
+    shown = {shown_name(model, name): name for name in names}
+    try:
+        return [shown[name] for name in matching(list(shown), patterns)]
+    except ValueError as error:
+        raise UsageError(f"target {text!r}: {error}") from error

@@ -1,0 +1,9 @@
+"""The studies of Shu & Zhu (2019), each one function over the public API: scans, tables from SQL, a report.
+
+- `raysense.studies.outliers`: do FI, Jacobian norm and Cook's local influence find simulated outliers (Setup 1)?
+- `raysense.studies.architectures`: how sensitive are networks, and their layers, to their weights (Setup 2)?
+- `raysense.studies.train_test`: are networks more sensitive on the test set than where they were trained (Setup 3)?
+- `raysense.studies.pixels`: which pixels are vulnerable, and does changing one change the prediction (Setup 4)?
+
+The scripts in ``jobs/`` run them from a command line or as Ray jobs.
+"""

@@ -1,0 +1,57 @@
+"""A study as a command: options made from the models that validate them; parsing only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_origin
+
+import click
+
+from raysense.command_errors import SentenceCommand
+from raysense.command_options import (
+    RUN_NAMES,
+    Decorator,
+    debug_option,
+    given,
+    model_options,
+    out_option,
+    quiet_option,
+    run_options,
+)
+from raysense.studies.study import StudyOptions
+
+_FIRST = ("model", "data", "split")
+
+Study = Callable[[str, Mapping[str, Any], Mapping[str, Any], bool], int]
+"""Called with the directory, the options of the study, the options of its run, and whether to be quiet."""
+
+
+def study_command(study: Study, options: type[StudyOptions]) -> click.Command:
+    """The command of a study; its help is the study's own documentation."""
+
+    @run_options
+    @quiet_option
+    @debug_option
+    def command(out: str, quiet: bool, debug: bool, **values: Any) -> int:
+        run = {name: values.pop(name) for name in RUN_NAMES}
+        return study(out, {name: value for name, value in given(values).items() if value != ()}, given(run), quiet)
+
+    for option in study_options(options):
+        command = option(command)
+    summary = (study.__doc__ or "").partition("\n\n")[0]
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    command = out_option(command)
+    return click.command(cls=SentenceCommand, help=summary, context_settings=settings)(command)
+
+
+def study_options(options: type[StudyOptions]) -> list[Decorator]:
+    """One option a field, in reverse like those of `model_options`: what is scanned comes first.
+
+    ``--model`` may be given several times where it is a tuple.
+    """
+    decorators = dict(zip(reversed(options.model_fields), model_options(options), strict=True))
+    model = options.model_fields["model"]
+    if get_origin(model.annotation) is tuple:
+        text = f"Model reference; may be given several times [default: {' and '.join(model.default)}]."
+        decorators["model"] = click.option("--model", multiple=True, metavar="REFERENCE", help=text)
+    return [decorators[name] for name in (*(name for name in decorators if name not in _FIRST), *reversed(_FIRST))]

@@ -1,0 +1,174 @@
+"""What the studies share: their common options, and the directory in which one works."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+from raysense.api import scan
+from raysense.engine.files import Directory
+from raysense.engine.runtime import check_reachable, cluster
+from raysense.engine.store import SCAN_FILE
+from raysense.errors import RaysenseError
+from raysense.options import ComputeOptions, RunOptions
+from raysense.query.connection import open_results
+from raysense.query.display import UNBOUNDED_WIDTH, print_result
+from raysense.references import parse_reference
+from raysense.report.page import write_report
+from raysense.scans.influence import InfluenceScan, InfluenceSpec
+from raysense.validation import validated
+
+BUNDLED_MODELS = ("digits", "raysense.studies.networks:residual_digits?width=4")
+"""Two networks for the digits that are trained on first use; the second has layers of few parameters."""
+
+_SPEC = InfluenceSpec.model_fields
+
+
+class StudyOptions(BaseModel):
+    """What every study takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field("digits", description=str(_SPEC["data"].description))
+    limit: int | None = Field(None, ge=1, description=str(_SPEC["limit"].description))
+    method: Literal["exact", "certified"] = Field(
+        "exact", description="exact: K - 1 backward passes; certified: an interval of the asked width"
+    )
+    tolerance: float = Field(1e-3, gt=0, lt=1, description=str(_SPEC["tolerance"].description))
+    unit_size: int | None = Field(None, ge=1, description=str(_SPEC["unit_size"].description))
+    seed: int = Field(0, ge=0, description=str(_SPEC["seed"].description))
+
+    def how(self) -> dict[str, Any]:
+        """The fields of a scan's spec that say how it measures."""
+        return {name: getattr(self, name) for name in ("method", "tolerance", "unit_size", "seed")}
+
+
+class Workspace:
+    """The directory of a study: its scans, each resumed where it is there already, its tables and its report.
+
+    Attributes:
+        folder: The directory.
+        options: How the scans run.
+        console: Where tables are printed.
+        status: Exit status so far: 1 once units have failed.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool) -> None:
+        """Check directory, options and the cluster's address; UsageError says what is wrong."""
+        self.folder = Directory(out)
+        self.options = validated(RunOptions, run)
+        check_reachable(self.options)
+        self.quiet = quiet
+        self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console = Console(highlight=False, width=UNBOUNDED_WIDTH)
+        self.status = 0
+
+    def path(self, name: str) -> str:
+        """Location of something in the directory."""
+        return f"{self.folder.location}/{name}"
+
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Ray, started or joined once for all scans of the study."""
+        with cluster(self.options):
+            yield
+
+    def validate(self, spec: Mapping[str, Any]) -> InfluenceSpec:
+        """The spec of a scan; UsageError says what is wrong with it."""
+        return validated(InfluenceSpec, spec)
+
+    def check(self, name: str, **spec: Any) -> None:
+        """Raise UsageError where a scan that is still to be started could not be: nothing is computed or written."""
+        checked = self.validate(spec)
+        if not Directory(self.path(name)).exists(SCAN_FILE):
+            InfluenceScan(checked).prepare(ComputeOptions())
+
+    def scan(self, name: str, **spec: Any) -> str:
+        """Run an influence scan, or finish it; returns its directory.
+
+        Raises:
+            RaysenseError: no unit could be computed.
+            KeyboardInterrupt: it was interrupted.
+        """
+        directory = self.path(name)
+        if not self.quiet:
+            self.say(f"scan    {directory}")
+        outcome = scan("influence", directory, run=self.options, quiet=self.quiet, resume=True, **spec)
+        if outcome.interrupted and not outcome.complete:
+            self.say(f"stopped with {outcome.committed} of {outcome.units} units; the same command again goes on")
+            raise KeyboardInterrupt
+        if not outcome.complete:
+            failed = f"{outcome.units - outcome.committed} of {outcome.units} units of {directory} failed"
+            if not outcome.committed:
+                raise RaysenseError(f"{failed}; see `raysense status {directory}`")
+            self.say(f"{failed} and are missing in what follows; see `raysense status {directory}`")
+            self.status = 1
+        return directory
+
+    def scan_each(self, models: Mapping[str, str], spec: Mapping[str, Any]) -> list[str]:
+        """Scan several networks alike, each into the directory of its name, once all have been checked."""
+        if len(models) > 1:  # a single scan checks itself before it starts
+            for name, model in models.items():
+                self.check(name, model=model, **spec)
+        with self.cluster():
+            return [self.scan(name, model=model, **spec) for name, model in models.items()]
+
+    def show(self, title: str, query: str, directories: Sequence[str]) -> None:
+        """Print the result of an SQL query over scans as a table."""
+        self.console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
+        with open_results(directories) as database:
+            result = database.query(query)
+            print_result(result.schema, result, self.console)
+
+    def rows(self, query: str, directories: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of the result of an SQL query over scans."""
+        with open_results(directories) as database:
+            return database.query(query).rows()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def finish(self, directories: Sequence[str]) -> int:
+        """Write the report over the scans, and say where everything is; returns the exit status."""
+        page = self.path("report.html")
+        # The scans have just run whatever code their data references name.
+        write_report(directories, page, run_code=True)
+        self.say(f"\nreport  {page}\nSQL     raysense sql {' '.join(directories)}")
+        return self.status
+
+
+def model_names(references: Sequence[str]) -> dict[str, str]:
+    """Short names of models, unique and fit for a folder: the checkpoint's, the factory's or the file's.
+
+    Returns:
+        The reference of each name, in their order.
+    """
+    names: dict[str, str] = {}
+    for reference in references:
+        parsed = parse_reference(reference, "model")
+        tail = parsed.options.get("checkpoint") or parsed.target or parsed.scheme
+        stem = tail.rpartition("/")[2].rpartition(":")[2]
+        stem = stem.rpartition(".")[0] or stem
+        names[_unused(stem, names)] = reference
+    return names
+
+
+def quoted(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _unused(name: str, taken: Mapping[str, str]) -> str:
+    """The name, with a number where it is taken."""
+    number, candidate = 1, name
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
