@@ -1,4 +1,4 @@
-"""The demo: every scan on the bundled real digits, what it finds, and a report."""
+"""The demo: the influence scan on the bundled real digits, whole images, layers and pixels; what it finds, and a report."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from raysense.studies.study import Workspace
 
-from raysense.api import scan
-from raysense.engine.runtime import cluster
-from raysense.options import RunOptions
-from raysense.query.connection import open_results
-from raysense.query.display import print_result
-from raysense.report.page import write_report
-from raysense.validation import validated
-
+_MODEL = {"model": "digits", "data": "digits"}
 _PERCENTILES = """
-PIVOT (SELECT percentile, split, fi FROM fi_percentiles()) ON split USING first(fi) ORDER BY percentile
+PIVOT (SELECT percentile, split, fi FROM fi_percentiles() WHERE target = 'input')
+ON split USING first(fi) ORDER BY percentile
 """
 _STRANGEST = """
-SELECT place, sample_id, label_name AS label, predicted_name AS predicted, p_label, fi FROM fi_outliers(n := 5)
-ORDER BY place
+SELECT place, sample_id, label_name AS label, predicted_name AS predicted, p_label, fi
+FROM fi_outliers(n := 5) WHERE target = 'input' ORDER BY place
+"""
+_AT_BOUND = """
+SELECT what, at_bound FROM (
+    SELECT 0 AS scale, row_number() OVER () AS place, concat_ws(' ', target, layer) AS what, fraction_at_bound AS at_bound
+    FROM fi_informative() WHERE target <> 'pixels'
+    UNION ALL
+    SELECT scale, 0, concat(scale, ' x ', scale, ' pixels'), avg((value >= (1 - 1e-6) * fi_bound)::INT)
+    FROM (SELECT scale, fi_bound, unnest(fi) AS value FROM influence_maps) GROUP BY scale
+) ORDER BY scale, place
+"""
+_ATTACKS = """
+SELECT sample_id, row, "column", round(fi, 4) AS fi, round(before[1], 2) AS before, round(after[1], 2) AS after,
+    class_before, p_before, class_after, p_after
+FROM pixel_attacks ORDER BY p_before_after - p_before, sample_id
 """
 
 
 def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = False) -> int:
-    """Scan train and test split of the digits, print percentiles and the five strangest digits, write the report.
+    """Scan train and test split of the digits, print what was found, write the report.
 
-    A second run finds the scan complete and only prints and writes again.
+    First the influence of whole images and of every layer on all digits; then maps of single pixels and squares, and
+    one-pixel attacks, for the five strangest. A second run finds the scans complete and only prints and writes again.
 
     Args:
         out: Directory of the scans and the report.
@@ -38,35 +47,21 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
     Returns:
         The exit status: 0, or 1 where units failed.
     """
-    options = validated(RunOptions, run)
-    console = Console(highlight=False)
-    directory = os.path.join(os.fspath(out), "influence")
-    with cluster(options):
-        outcome = scan(
-            "influence",
-            directory,
-            run=options,
-            quiet=quiet,
-            resume=True,
-            model="digits",
-            data="digits",
+    workspace = Workspace(out, run, quiet)
+    with workspace.cluster():
+        whole = workspace.scan("influence", **_MODEL, split="train,test", target="input;layer")
+        strangest = [row["sample_id"] for row in workspace.rows(_STRANGEST, [whole])]
+        pixels = workspace.scan(
+            "pixels",
+            **_MODEL,
             split="train,test",
+            samples=strangest,
+            target="pixels",
+            objective="predicted",
+            attack=True,
         )
-    if not outcome.complete:
-        console.print(f"the scan is not complete; see `raysense status {directory}`", soft_wrap=True, markup=False)
-        return 1
-    with open_results(directory) as database:
-        for title, query in (
-            ("Percentiles of FI, by split", _PERCENTILES),
-            (
-                "The five strangest digits: the largest FI",
-                _STRANGEST,
-            ),
-        ):
-            console.print(f"\n[bold]{title}[/bold]")
-            result = database.query(query)
-            print_result(result.schema, result, console)
-    page = os.path.join(os.fspath(out), "report.html")
-    write_report([directory], page)
-    console.print(f"\nreport  {page}\nSQL     raysense sql {directory}", soft_wrap=True, markup=False)
-    return 0
+    workspace.show("Percentiles of FI of the whole image, by split", _PERCENTILES, [whole])
+    workspace.show("The five strangest digits: the largest FI", _STRANGEST, [whole])
+    workspace.show("Share for which FI is (1 - p)/p, and says no more than the softmax", _AT_BOUND, [whole, pixels])
+    workspace.show("One-pixel attacks on them, at the pixel with the largest FI", _ATTACKS, [pixels])
+    return workspace.finish([whole, pixels])

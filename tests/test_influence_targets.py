@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from networks import of_input
 
 import raysense
 from raysense.datasets import open_data
 from raysense.errors import UsageError
-from raysense.measures.influence import exact_influence
 from raysense.measures.pixel_maps import pixel_maps
 from raysense.models import load_model
 from raysense.options import ComputeOptions
@@ -110,7 +108,7 @@ def test_maps_and_attacks_are_rows() -> None:
     )
     assert tables["influence"].num_rows == 0
     maps = tables["influence_maps"].to_pylist()
-    assert [(row["scale"], row["channel"]) for row in maps] == [(1, None), (1, 0), (3, None), (3, 0)] * 4
+    assert [(row["scale"], row["channel"]) for row in maps] == [(1, None), (3, None), (1, 0), (3, 0)] * 4
     data = open_data("digits", ("test",))
     reader, model = data.reader(data.list().table), load_model("digits").module
     ids = data.list().table["sample_id"].to_pylist()
@@ -120,7 +118,7 @@ def test_maps_and_attacks_are_rows() -> None:
         row = maps[4 * index]
         assert (row["height"], row["width"]) == (8, 8)
         np.testing.assert_allclose(row["fi"], expected.maps[1, None].flatten().numpy(), rtol=1e-3)
-        np.testing.assert_allclose(maps[4 * index + 2]["fi"], expected.maps[3, None].flatten().numpy(), rtol=1e-3)
+        np.testing.assert_allclose(maps[4 * index + 1]["fi"], expected.maps[3, None].flatten().numpy(), rtol=1e-3)
         assert max(row["fi"]) == attack["fi"] == row["fi"][8 * attack["row"] + attack["column"]]
         changed = image.clone()
         assert attack["before"] == pytest.approx(image[0, :, attack["row"], attack["column"]].tolist())
@@ -138,8 +136,6 @@ def test_maps_share_the_scan_with_other_targets() -> None:
     influence = tables["influence"]["fi"].to_numpy()
     for row, fi in zip(tables["influence_maps"].to_pylist(), influence, strict=True):
         np.testing.assert_allclose(row["fi"], fi, rtol=1e-4)  # every 15 x 15 square holds the whole image
-    expected = of_input(exact_influence)
-    assert expected is not None
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,10 @@ def test_maps_share_the_scan_with_other_targets() -> None:
         ({"target": "weights"}, "target 'weights' is unknown; choose from input, parameters"),
         ({"target": "input:conv1"}, "target 'input:conv1' is unknown"),
         ({"target": "layer:"}, "target 'layer:' is unknown"),
-        ({"target": "layer:conv9"}, r"target 'layer:conv9': 'conv9' matches none of conv1, conv2, conv3, hidden, output"),
+        (
+            {"target": "layer:conv9"},
+            r"target 'layer:conv9': 'conv9' matches none of conv1, conv2, conv3, hidden, output",
+        ),
         ({"target": "parameters:conv1"}, r"'conv1' matches none of conv1.weight, conv1.bias"),
         ({"target": "layer;layer:conv*"}, "target names layers twice"),
         ({"target": "input;input"}, "must name at least one target, and each once"),

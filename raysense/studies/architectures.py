@@ -17,7 +17,7 @@ ON scan IN ({columns}) USING first(fi) GROUP BY split, percentile ORDER BY split
 """
 _LAYERS = """
 SELECT scan AS network, layer, p50, p95, p100, fraction_at_bound, median_jacobian_norm
-FROM layer_fi()
+FROM layer_fi() WHERE scan NOT IN ({left_out})
 QUALIFY row_number() OVER (PARTITION BY scan ORDER BY mean_log10_fi {order}, position) <= {layers}
 ORDER BY scan, mean_log10_fi {order}, position
 """
@@ -68,11 +68,15 @@ def run_architectures(
     directories = workspace.scan_each(models, spec)
     columns = ", ".join(map(quoted, models))
     workspace.show("Percentiles of FI of all parameters", _PERCENTILES.format(columns=columns), directories)
-    for title, order in (("Most sensitive layers", "DESC"), ("Least sensitive layers", "ASC")):
-        workspace.show(title, _LAYERS.format(order=order, layers=study.layers), directories)
-    for row in workspace.rows(_AT_BOUND, directories):
+    at_bound = [row["scan"] for row in workspace.rows(_AT_BOUND, directories)]
+    for name in at_bound:
         workspace.say(
-            f"{row['scan']}: FI of every layer is at its bound (1 - p)/p for every image, which says no more than the "
-            "softmax, so the order of its layers means nothing"
+            f"\n{name}: FI of every layer and image is its bound (1 - p)/p, as that of all parameters: "
+            "it says no more than the softmax, and no layer is more sensitive than another"
         )
+    if len(at_bound) < len(models):
+        left_out = ", ".join(map(quoted, ["", *at_bound]))
+        for title, order in (("Most sensitive layers", "DESC"), ("Least sensitive layers", "ASC")):
+            query = _LAYERS.format(order=order, layers=study.layers, left_out=left_out)
+            workspace.show(title, query, directories)
     return workspace.finish(directories)

@@ -13,7 +13,8 @@ from raysense.studies.study import StudyOptions, Workspace
 from raysense.validation import validated
 
 _CHOSEN = """
-SELECT sample_id, label_class.name AS label, predicted_class.name AS predicted, p_predicted, fi
+SELECT sample_id, coalesce(label_class.name, label::VARCHAR) AS label,
+    coalesce(predicted_class.name, predicted::VARCHAR) AS predicted, p_predicted, fi
 FROM influence JOIN samples USING (scan, sample_id)
 LEFT JOIN classes AS label_class ON label_class.scan = samples.scan AND label_class.class = label
 LEFT JOIN classes AS predicted_class ON predicted_class.scan = samples.scan AND predicted_class.class = predicted

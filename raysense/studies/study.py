@@ -40,12 +40,13 @@ class StudyOptions(BaseModel):
         "exact", description="exact: K - 1 backward passes; certified: an interval of the asked width"
     )
     tolerance: float = Field(1e-3, gt=0, lt=1, description=str(_SPEC["tolerance"].description))
+    rank_rule: Literal["invariant", "published"] = Field("invariant", description=str(_SPEC["rank_rule"].description))
     unit_size: int | None = Field(None, ge=1, description=str(_SPEC["unit_size"].description))
     seed: int = Field(0, ge=0, description=str(_SPEC["seed"].description))
 
     def how(self) -> dict[str, Any]:
         """The fields of a scan's spec that say how it measures."""
-        return {name: getattr(self, name) for name in ("method", "tolerance", "unit_size", "seed")}
+        return {name: getattr(self, name) for name in ("method", "tolerance", "rank_rule", "unit_size", "seed")}
 
 
 class Workspace:
