@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysense.measures.contraction import uses_by_piece
+from raysense.measures.differences import Differences
 from raysense.measures.influence import bound_influence, certified_influence, exact_influence
 from raysense.measures.merged import MergedClasses, by_probability
-from raysense.measures.perturbed import Differences, Perturbed
+from raysense.measures.perturbed import Perturbed
 from raysense.measures.targets import INPUT, Pixels, Tangents, Target, layer_parameters, matching
 from raysense.models import load_model
 

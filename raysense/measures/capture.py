@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,6 +26,24 @@ from raysense.measures.gradients import arranged
 from raysense.measures.modes import AffineBatchNorm, ConstantParameters
 from raysense.measures.recognition import recognise
 from raysense.measures.uses import BroadcastUse, ConvUse, Layout, LinearUse, NormUse, Piece, Use, WholeUse
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer whose output is the logits: gradients of logits are combinations of those of its D features.
+
+    Attributes:
+        features: [n, D], its input, with a graph.
+        weight: [K, D], detached.
+    """
+
+    features: Tensor
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.weight.shape[1])
 
 
 @dataclass
@@ -38,12 +56,18 @@ class Tape:
         uses: Every recognised use of a target parameter, in order, and the generic parameters; for these n is 1.
         spanning: Names of parameters that alone can move the logits in every direction: the bias of a last linear layer,
             or its weight where no sample's features are all zero.
+        head: The last layer, where it is linear, has a graph before it, and shares no target parameter with others.
     """
 
     logits: Tensor
     inputs: Tensor
     uses: list[Use]
-    spanning: frozenset[str]
+    spanning: frozenset[str] = frozenset()
+    head: Head | None = None
+
+    def is_head(self, use: Use) -> bool:
+        """Whether a use is that of the last layer."""
+        return use.edge is not None and use.edge == get_gradient_edge(self.logits)
 
 
 class ParameterCapture:
@@ -57,6 +81,7 @@ class ParameterCapture:
         generic: Names of the parameters that do not only enter recognised operators.
         batchable: Whether the samples of a batch can be told apart in all operators.
         spanning: As in :class:`Tape`, for the first image seen.
+        head_width: D of the head, for the first image seen; None where there is none.
         uses: Shapes of the uses for one image.
     """
 
@@ -67,6 +92,7 @@ class ParameterCapture:
         self.generic: tuple[str, ...] = ()
         self.batchable = True
         self.spanning: frozenset[str] = frozenset()
+        self.head_width: int | None = None
         self.uses: list[Use] = []
         self._layouts: list[tuple[int, bool] | None] = []
         self._overwritten: set[int] = set()
@@ -79,15 +105,17 @@ class ParameterCapture:
 
     def prepare(self, images: Tensor) -> None:
         """Find out, on the first of the images, how the parameters are used; once for each shape of images."""
-        if not self.parameters or tuple(images.shape[1:]) == self._shape:
+        if tuple(images.shape[1:]) == self._shape:
             return
         first = images[:1].detach()
         self.generic, self.batchable = (), True
-        self.generic = self._unrecognised(first)
-        self._find_layouts(first)
+        if self.parameters:
+            self.generic = self._unrecognised(first)
+            self._find_layouts(first)
         self._shape = tuple(images.shape[1:])
-        tape = self.record(first, with_input=False)
+        tape = self.record(first, with_input=True)
         self.spanning = tape.spanning
+        self.head_width = None if tape.head is None else tape.head.width
         self.uses = tape.uses
         for use in self.uses:
             use.forget()
@@ -107,8 +135,11 @@ class ParameterCapture:
         with torch.enable_grad(), recorder:
             inputs = arranged(images.detach()).requires_grad_(with_input)
             logits = self._call(inputs, leaves)
-        spanning = self._spanning(logits, recorder.uses)
-        return Tape(logits, inputs, recorder.uses + [self._whole_use(*leaf) for leaf in leaves.items()], spanning)
+        tape = Tape(logits, inputs, recorder.uses)
+        tape.spanning = self._spanning(tape)
+        tape.head = recorder.head(tape)
+        tape.uses += [self._whole_use(*leaf) for leaf in leaves.items()]
+        return tape
 
     def _whole_use(self, name: str, leaf: Tensor) -> Use:
         use = WholeUse(leaf.detach(), self.whole(name), None)
@@ -196,10 +227,10 @@ class ParameterCapture:
         self._layouts = [_find_samples(one, two) for one, two in zip(alone, both, strict=False)]
         self.batchable = len(alone) == len(both) and None not in self._layouts
 
-    def _spanning(self, logits: Tensor, uses: Sequence[Use]) -> frozenset[str]:
+    def _spanning(self, tape: Tape) -> frozenset[str]:
         """Parameters of a linear layer whose output is the logits, which alone move the logits in every direction."""
-        for use in uses:
-            if isinstance(use, LinearUse) and use.edge == get_gradient_edge(logits) and use.geometry()[3] == 1:
+        for use in tape.uses:
+            if isinstance(use, LinearUse) and tape.is_head(use) and use.geometry()[3] == 1:
                 features = use.columns.flatten(1)
                 names = {use.bias.parameter} if use.bias is not None else set()
                 if use.weight is not None and bool(features.abs().amax(1).gt(0).all()):
@@ -265,6 +296,7 @@ class _Recorder(AffineBatchNorm):
         self._without_graph = without_graph
         self._versions: list[tuple[Tensor, int]] = []
         self._edges: dict[Piece, Any] = {}
+        self._last_linear: tuple[GradientEdge, Tensor, Tensor] | None = None
 
     def __torch_function__(
         self,
@@ -284,12 +316,32 @@ class _Recorder(AffineBatchNorm):
         whole = self._noting.note_split(func, args, kwargs, result)
         if whole is not None and isinstance(args[0], Tensor) and args[0].requires_grad:
             self.splits[_edge_key(args[0])] += 1
-        if use is None:
-            return result
-        for piece, tensor in self._arguments(args, kwargs):
-            if tensor.requires_grad:
-                self._edges[piece] = _edge_key(tensor)
-        return self._noted(use, result)
+        if use is not None:
+            for piece, tensor in self._arguments(args, kwargs):
+                if tensor.requires_grad:
+                    self._edges[piece] = _edge_key(tensor)
+            result = self._noted(use, result)
+        if func is functional.linear and not self._without_graph:
+            self._note_linear(result, *args, **kwargs)
+        return result
+
+    def head(self, tape: Tape) -> Head | None:
+        """The last layer, if it is as :class:`Tape` says."""
+        if self._last_linear is None or not tape.logits.requires_grad:
+            return None
+        edge, features, weight = self._last_linear
+        if edge != get_gradient_edge(tape.logits) or features.ndim != 2:
+            return None
+        uses = [use for use in tape.uses if tape.is_head(use)]
+        own = {piece for use in uses for piece in (use.weight, use.bias)}
+        others = {piece for use in tape.uses if not tape.is_head(use) for piece in (use.weight, use.bias)}
+        return None if len(uses) > 1 or (own & others) - {None} else Head(features, weight.detach())
+
+    def _note_linear(self, result: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        if result.requires_grad and input.requires_grad and not weight.requires_grad:
+            self._last_linear = get_gradient_edge(result), input, weight
+        else:
+            self._last_linear = None
 
     def key_of(self, piece: Piece) -> Any:
         """Which node of the graph a piece is."""

@@ -123,22 +123,12 @@ class HeldGradients:
             self._rows.append(self.uses.gradients_together(self._waiting))
             self._waiting = []
 
-    def gram(self, position: Sequence[Tensor], positions: int) -> Tensor:
-        """Gram matrices [n, positions, positions] float64.
-
-        Args:
-            position: Where each scalar's row stands, [n] each; the other rows are zero.
-            positions: How many rows there are.
-        """
+    def gram(self) -> Tensor:
+        """Gram matrices [n, M, M] float64; what is held is given up."""
         self._contract()
         dense = self._ghost_gram() if self._ghost else gram_matrix(torch.cat(self._rows, dim=1))
         self._rows = []
-        samples = dense.shape[0]
-        places = torch.stack(list(position), dim=1)
-        result = dense.new_zeros((samples, positions, positions))
-        index = torch.arange(samples, device=dense.device)[:, None, None]
-        result[index, places[:, :, None], places[:, None, :]] = dense
-        return result
+        return dense
 
     def _ghost_gram(self) -> Tensor:
         columns = torch.cat([use.columns for use, _ in self.uses.uses if isinstance(use, OuterUse)], dim=3).double()

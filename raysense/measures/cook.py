@@ -60,8 +60,10 @@ def cook_influence(
         seed: Seed of the start, which does not depend on the other samples of the batch.
 
     Returns:
-        Values and errors; an error above the tolerance says that ``iterations`` did not suffice. Errors count the
-        rounding of the products as far as it makes them asymmetric; in float32 they mean nothing below 1e-6 of the value.
+        Values and errors; an error above the tolerance says that ``iterations`` did not suffice. Errors are those of the
+        search: what the network's own precision does to its derivatives is not in them, except as far as it makes the
+        products asymmetric. On a CIFAR-10 ResNet-20 single precision moved the values by 1e-6 to 1e-5, and by 5e-4 for
+        one of 16 images.
     """
     samples, size = gradient.shape
     steps = min(iterations, size)

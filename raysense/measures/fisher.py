@@ -52,9 +52,7 @@ def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
     Returns:
         [N] float64; infinite where it exceeds the range of float64.
     """
-    chosen = logits.gather(1, classes[:, None])
-    others = logits.scatter(1, classes[:, None], -torch.inf)
-    return torch.exp(torch.logsumexp(others - chosen, dim=1))
+    return torch.exp(log_odds_against(logits, classes))
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
@@ -143,9 +141,9 @@ def _project(logits: Tensor, basis: Tensor, classes: Tensor, reference: Tensor) 
     weights = torch.exp(0.5 * logs)
     basis = basis.scatter(1, reference[:, None, None].expand(-1, 1, basis.shape[2]), 0.0)
     weighted = weights[:, :, None] * torch.cat((torch.ones_like(basis[:, :, :1]), basis), dim=2)
-    permutation, lower, _ = torch.linalg.lu(weighted)
+    lower = _eliminated(weighted)
     triangle = torch.linalg.qr(lower, mode="r").R
-    rows = torch.linalg.solve_triangular(triangle, permutation @ lower, upper=True, left=False)
+    rows = torch.linalg.solve_triangular(triangle, lower, upper=True, left=False)
     # Orthonormal columns; the first is the constants' sqrt(p), to which phi and all the others are orthogonal.
     rows = rows[:, :, 1:]
     index = classes[:, None, None].expand(-1, 1, rows.shape[2])
@@ -158,6 +156,27 @@ def _project(logits: Tensor, basis: Tensor, classes: Tensor, reference: Tensor) 
         "nkq,nq->nk", rows / weights.clamp_min(torch.finfo(torch.float64).tiny)[:, :, None], coordinates
     )
     return (coordinates**2).sum(1), move
+
+
+def _eliminated(matrix: Tensor) -> Tensor:
+    """P L of the factorisation P L U with row pivoting; torch.linalg.lu would make P a dense K x K matrix.
+
+    Args:
+        matrix: [N, K, q] with q <= K.
+
+    Returns:
+        [N, K, q] with the same column space.
+    """
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)  # does not refuse singular ones
+    samples = torch.arange(len(matrix), device=matrix.device)
+    order = torch.arange(matrix.shape[1], device=matrix.device).repeat(len(matrix), 1)
+    for column, pivot in enumerate((pivots.long() - 1).unbind(1)):
+        above, below = order[:, column].clone(), order[samples, pivot]
+        order[samples, pivot] = above
+        order[:, column] = below
+    lower = factors.tril(-1)
+    lower.diagonal(dim1=1, dim2=2).fill_(1.0)
+    return torch.empty_like(lower).scatter_(1, order[:, :, None].expand_as(lower), lower)
 
 
 def attained(logits: Tensor, move: Tensor, classes: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from raysense.measures.differences import Differences
 from raysense.measures.fisher import attained, gradient_norm, influence, odds_against, published_influence
 from raysense.measures.merged import MergedClasses, by_probability
-from raysense.measures.perturbed import Differences, Perturbed
+from raysense.measures.perturbed import Perturbed
 
 GRADIENT_BYTES = 2**29
 """Default bound on the bytes of logit gradients held at once."""
@@ -174,7 +175,7 @@ def certified_influence(
                     missing[chunk, index] &= ~done
                 result.n_backward[chunk] += differences.passes
                 rest = missing[chunk].any(1)
-                following = _rung(2 * level, count, _product_passes(perturbed, int(missing[chunk].any(0).sum())))
+                following = _rung(2 * level, perturbed, count, int(missing[chunk].any(0).sum()))
                 levels[chunk] = torch.where(rest, following, 0)
                 if level > 1 and perturbed.input_only and differences.rows is not None:
                     # At level 1 the only row is a difference to the merged class, which changes.
@@ -228,21 +229,24 @@ def _first_levels(perturbed: Perturbed, logits: Tensor, order: Tensor, tolerance
     small = torch.minimum(probabilities[:, 0], remaining[:, 1])
     enough = remaining[:, 1:] <= _DROPPED_SHARE * tolerance * small[:, None]
     needed = torch.where(enough.any(1), enough.long().argmax(1) + 1, count)
-    product = _product_passes(perturbed, sum(not perturbed.spans(target) for target in perturbed.targets))
-    rungs = torch.tensor([_rung(level, count, product) for level in range(count + 1)], device=logits.device)
+    targets = sum(not perturbed.spans(target) for target in perturbed.targets)
+    rungs = torch.tensor([_rung(level, perturbed, count, targets) for level in range(count + 1)], device=logits.device)
     return rungs[needed]
 
 
-def _product_passes(perturbed: Perturbed, targets: int) -> int:
-    """What the lower bounds of a try cost, in backward passes."""
-    return _PASSES_OF_A_PRODUCT * (1 if perturbed.input_only else max(1, targets))
+def _rung(level: int, perturbed: Perturbed, count: int, targets: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that samples share batches; all classes where few would be left.
 
-
-def _rung(level: int, count: int, product: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... so that samples share batches; all classes where few would be left."""
+    Args:
+        level: Classes to keep at least.
+        perturbed: Network and targets.
+        count: K.
+        targets: How many targets need a forward-mode product each for their lower bound.
+    """
     power = 1 << max(0, level.bit_length() - 1)
     rung = level if level == power else 3 * power // 2 if level <= 3 * power // 2 else 2 * power
-    return rung if rung + product < count else count
+    product = _PASSES_OF_A_PRODUCT * (1 if perturbed.input_only else max(1, targets))
+    return rung if rung + product < perturbed.passes(count) + 1 else count
 
 
 @dataclass(frozen=True)

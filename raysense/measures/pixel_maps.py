@@ -195,7 +195,7 @@ class _Squares:
     def _row_bytes(self, tall: int, wide: int, sides: tuple[int, int], depth: int) -> int:
         """Bytes for a tile from the gradients of every square; besides them a permutation of K x K."""
         count = self._logits.shape[1]
-        return _DOUBLE * tall * wide * (_COPIES * count * depth * sides[0] * sides[1] + 2 * count**2)
+        return _DOUBLE * tall * wide * _COPIES * count * depth * sides[0] * sides[1]
 
     def _from_boxes(self, tile: Tensor, chosen: slice, sides: tuple[int, int]) -> Tensor:
         tile = tile.permute(0, 3, 4, 1, 2)

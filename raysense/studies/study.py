@@ -14,7 +14,7 @@ from raysense.api import scan
 from raysense.engine.files import Directory
 from raysense.engine.runtime import check_reachable, cluster
 from raysense.engine.store import SCAN_FILE
-from raysense.errors import RaysenseError
+from raysense.errors import RaysenseError, UsageError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.query.connection import open_results
 from raysense.query.display import UNBOUNDED_WIDTH, print_result
@@ -62,6 +62,11 @@ class Workspace:
     def __init__(self, out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool) -> None:
         """Check directory, options and the cluster's address; UsageError says what is wrong."""
         self.folder = Directory(out)
+        if "?" in self.folder.location and not self.folder.is_local:
+            raise UsageError(
+                f"out {os.fspath(out)!r} has options, and a study writes several folders below it; leave them out, and "
+                "give them by environment variables such as AWS_ENDPOINT_URL"
+            )
         self.options = validated(RunOptions, run)
         check_reachable(self.options)
         self.quiet = quiet

@@ -26,7 +26,8 @@ from shared_data import shared_data
 from raysense.datasets import open_data
 from raysense.digits import load_digits
 from raysense.measures.fisher import gram_matrix, influence
-from raysense.measures.input_influence import certified_influence, exact_influence
+from raysense.measures.influence import certified_influence, exact_influence
+from raysense.measures.perturbed import Perturbed
 from raysense.models import load_model
 
 CIFAR = "CIFAR-10, ResNet-20"
@@ -77,15 +78,16 @@ def at_ten_classes(count: int, rounds: int) -> list[Verdict]:
     """Each side with the batch size that suits it best, found beforehand on some of the images."""
     name, model, images, labels = small_case(count)
     certified, exact, reference = "certified 1e-3", "exact", "vmap(jacrev)"
+    perturbed = Perturbed(model)
     sides: dict[str, Work] = {
         reference: lambda x, y: by_torch_func(model, x, y),
-        exact: lambda x, y: exact_influence(model, x, y).fi,
-        certified: lambda x, y: certified_influence(model, x, y, 1e-3).fi,
+        exact: lambda x, y: exact_influence(perturbed, x, y).fi[:, 0],
+        certified: lambda x, y: certified_influence(perturbed, x, y, 1e-3).fi[:, 0],
     }
     print_title(f"FI of the input, K = 10: {name}, {len(images)} images, {rounds} interleaved rounds")
     size = {side: fastest_size(work, images[:CALIBRATED], labels[:CALIBRATED]) for side, work in sides.items()}
     print(f"  batch sizes, each side's fastest of {CHUNKS}: " + ", ".join(f"{side} {n}" for side, n in size.items()))
-    check_agreement(model, images, labels, batched(sides[reference], images, labels, size[reference]))
+    check_agreement(perturbed, images, labels, batched(sides[reference], images, labels, size[reference]))
     seconds = interleaved(
         {side: partial(batched, work, images, labels, size[side]) for side, work in sides.items()},
         rounds,
@@ -113,18 +115,19 @@ def fastest_size(work: Work, images: Tensor, labels: Tensor) -> int:
     return min(sizes, key=lambda size: min(seconds[str(size)]))
 
 
-def check_agreement(model: nn.Module, images: Tensor, labels: Tensor, reference: Tensor) -> None:
+def check_agreement(perturbed: Perturbed, images: Tensor, labels: Tensor, reference: Tensor) -> None:
     """Refuse to compare the times of sides that compute different things."""
-    exact, certified = exact_influence(model, images, labels), certified_influence(model, images, labels, 1e-3)
-    torch.testing.assert_close(exact.fi, reference, rtol=AGREE, atol=0)
-    inside = (certified.lower <= reference * (1 + ROUNDING)) & (reference <= certified.upper * (1 + ROUNDING))
+    exact, certified = exact_influence(perturbed, images, labels), certified_influence(perturbed, images, labels, 1e-3)
+    torch.testing.assert_close(exact.fi[:, 0], reference, rtol=AGREE, atol=0)
+    lower, upper = certified.lower[:, 0], certified.upper[:, 0]
+    inside = (lower <= reference * (1 + ROUNDING)) & (reference <= upper * (1 + ROUNDING))
     if not inside.all():
         raise AssertionError(
             f"the certified intervals of images {(~inside).nonzero().squeeze(1).tolist()} do not hold FI"
         )
     passes = certified.n_backward.double()
     print(
-        f"  the values agree: largest relative difference {float((exact.fi / reference - 1).abs().max()):.1e}; all "
+        f"  the values agree: largest relative difference {float((exact.fi[:, 0] / reference - 1).abs().max()):.1e}; all "
         f"certified intervals hold FI; backward passes per image: exact {int(exact.n_backward[0])}, certified mean "
         f"{passes.mean():.2f}"
     )
@@ -139,6 +142,7 @@ def at_a_thousand_classes(count: int) -> list[Verdict]:
     source = open_data(f"folder:{folder}?classes={synsets}")
     table = source.list().table
     reader = source.reader(table)
+    perturbed = Perturbed(loaded.module)
     chosen = [index * len(reader) // count for index in range(min(count, len(reader)))]
     print_title(f"FI of the input, K = 1000: ImageNet, SqueezeNet 1.0, {len(chosen)} images, one at a time, true label")
     certified, exact = "certified 1e-2", "999 passes"
@@ -152,18 +156,18 @@ def at_a_thousand_classes(count: int) -> list[Verdict]:
             loaded.module(image)  # the first pass pays for what comes once
         with memory[certified].watched():
             began = time.process_time()
-            interval = certified_influence(loaded.module, image, label, 1e-2)
+            interval = certified_influence(perturbed, image, label, 1e-2)
             seconds[certified].append(time.process_time() - began)
         with memory[exact].watched():
             began = time.process_time()
-            value = exact_influence(loaded.module, image, label)
+            value = exact_influence(perturbed, image, label)
             seconds[exact].append(time.process_time() - began)
         low, high, fi = float(interval.lower), float(interval.upper), float(value.fi)
         passes.append(int(interval.n_backward))
         print(
             f"  {table['sample_id'][row].as_py():48s} {passes[-1]:4d} passes {seconds[certified][-1]:7.2f} s, "
             f"{seconds[exact][-1]:7.2f} s  FI {fi:.6g} in [{low:.6g}, {high:.6g}], "
-            f"(1 - p) / p {float(value.upper):.6g}, rank {int(value.rank)}"
+            f"(1 - p) / p {float(value.bound):.6g}, rank {int(value.rank)}"
         )
         if not low * (1 - ROUNDING) <= fi <= high * (1 + ROUNDING):
             raise AssertionError(f"FI of row {row} is {fi!r}, outside the certified [{low!r}, {high!r}]")
