@@ -360,7 +360,7 @@ def test_outliers_are_overlapped_at_the_size_of_the_model(tmp_path: Path) -> Non
     data = at_the_size_of(options["model"], "digits", "train")
     assert data == "digits?resize=7&crop=6x6&interpolation=bilinear&antialias=true"
     assert at_the_size_of(options["model"], "digits?resize=5", "train") == "digits?resize=5"
-    assert at_the_size_of("digits", "digits", "train") == "digits"
+    assert at_the_size_of(f"{NETWORKS}:plain", "digits", "train") == "digits"
     source = open_data(overlaps_reference(data))
     assert source.reader(source.list().table).read(1350).shape == (1, 6, 6)
 
@@ -394,7 +394,7 @@ def test_train_test_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert percentiles == ["75", "80", "85", "90", "95", "98", "99", "100"]
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("_ray", "_no_report")
 def test_pixel_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": f"{NETWORKS}:plain?width=4", "limit": 20, "top": 2, "correct": False, "scales": "1,3"}
     assert run_pixels(tmp_path, options, RUN, quiet=True) == 0

@@ -33,7 +33,7 @@ class Differences:
         dtype: In which the gradients are computed.
         passes: Backward passes spent so far on every sample.
         rows: The input's gradients [n, positions, P], zero at the reference; None where the input is no target.
-        spanning: As in :class:`raysense.measures.capture.Tape`.
+        spanning: As in :class:`raysense.measures.tape.Tape`.
     """
 
     def __init__(

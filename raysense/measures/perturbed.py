@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from raysense.measures.capture import ParameterCapture, Tape
+from raysense.measures.capture import ParameterCapture
 from raysense.measures.contraction import uses_by_piece
 from raysense.measures.gradients import Model, forward, forward_with_graph
+from raysense.measures.tape import Tape
 from raysense.measures.targets import INPUT, Target
 
 _GRAM_BYTES = 4 * 8  # per entry of a Gram matrix: it and what its solution goes through, in float64

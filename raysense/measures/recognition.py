@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raysense.measures.uses import BroadcastUse, ConvUse, EmbeddingUse, LinearUse, NormUse, Piece, Use, sizes
+from raysense.measures.elementwise import BroadcastUse, NormUse
+from raysense.measures.uses import ConvUse, EmbeddingUse, LinearUse, Piece, Use, sizes
 
 Lookup = Callable[[Any], Piece | None]
 """The target parameter that a value is; None where it is none."""

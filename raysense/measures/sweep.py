@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from raysense.measures.capture import Tape
 from raysense.measures.contraction import PieceUses
 from raysense.measures.merged import MergedClasses
+from raysense.measures.tape import Tape
 
 
 @dataclass(frozen=True)
