@@ -5,13 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint format clean
+STUDIES := outliers architectures train_test pixels
+
+.PHONY: demo test studies bench lint format clean
 
 demo: $(STAMP)
 	$(BIN)/raysense demo demo-output
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Every study of Shu & Zhu (2019) on the bundled digits.
+studies: $(STAMP)
+	for study in $(STUDIES); do $(BIN)/python jobs/influence_$$study.py --out studies-output/$$study || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/run_all.py
@@ -20,6 +26,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy jobs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -33,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build
+	rm -rf $(VENV) demo-output studies-output .pytest_cache .mypy_cache .ruff_cache build

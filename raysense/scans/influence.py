@@ -25,7 +25,7 @@ class InfluenceSpec(SampledSpec):
         ("input",), description=f"what is perturbed: one of {_TARGETS}; several are joined by ; and share the passes"
     )
     objective: Literal["label", "predicted"] = Field(
-        "label", description="f = -log p of the true label, or of the predicted class"
+        "label", description="the objective f = -log p: p of the true label, or of the predicted class"
     )
     method: Literal["exact", "certified", "bound"] = Field(
         "exact",
