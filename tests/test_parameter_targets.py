@@ -161,6 +161,20 @@ def generic_modules() -> nn.Module:
     )  # fmt: skip
 
 
+def generic_beside_ordinary() -> nn.Module:
+    """Parameters of ordinary layers that also enter the logits by themselves."""
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        z = torch.tanh(net.norm(net.conv(torch.tanh(net.first(x)))))
+        own = net.norm.weight.sum() * net.norm.bias.prod() + net.head.bias.sin().sum()
+        return net.head(z.flatten(1)) * own
+
+    return Wrapped(
+        call, first=nn.Conv2d(3, 3, 1), conv=nn.Conv2d(3, 4, 3), norm=normalised(nn.BatchNorm2d(4)),
+        head=nn.Linear(16, CLASSES),
+    )  # fmt: skip
+
+
 def windows() -> nn.Module:
     """Windows of a batch as samples of their own, as in Swin: rows of one sample are consecutive."""
 
@@ -232,6 +246,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "in place, residual": residual_in_place,
     "windows": windows,
     "generic": generic_modules,
+    "generic beside ordinary": generic_beside_ordinary,
     "transposed conv": lambda: conv_net(nn.ConvTranspose2d(3, 2, 2, stride=2)),
 }  # fmt: skip
 

@@ -70,9 +70,9 @@ class ConstantParameters(AffineBatchNorm):
 
     def _affine(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         primal, tangent = forward_ad.unpack_dual(x)
+        if tangent is None or _moving(scale) or _moving(shift):
+            return torch.addcmul(shift, x, scale)
         output = torch.addcmul(shift, primal, scale)
-        if tangent is None:
-            return output
         moved: Tensor = forward_ad.make_dual(output, tangent * scale)
         return moved
 
@@ -81,9 +81,13 @@ def _linear(
     func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
 ) -> Tensor:
     primal, tangent = forward_ad.unpack_dual(x)
-    if tangent is None or forward_ad.unpack_dual(weight).tangent is not None:
+    if tangent is None or _moving(weight) or _moving(bias):
         return func(x, weight, bias, *rest, **named)
     moved: Tensor = forward_ad.make_dual(
         func(primal, weight, bias, *rest, **named), func(tangent, weight, None, *rest, **named)
     )
     return moved
+
+
+def _moving(parameter: Tensor | None) -> bool:
+    return parameter is not None and forward_ad.unpack_dual(parameter).tangent is not None
