@@ -89,7 +89,9 @@ def load_model(reference: str, device: str | torch.device = "cpu") -> LoadedMode
         for part in network.module.modules():
             if isinstance(part, ExportedModel):
                 part.place(device)
-        module = network.module.to(device).eval().requires_grad_(False)
+        module = network.module.to(device).eval()
+        for parameter in module.parameters():  # a scripted module has no requires_grad_
+            parameter.requires_grad_(False)
     except (RuntimeError, AssertionError) as error:
         raise parsed.error(f"cannot be put on device {device} ({first_line(error)}); choose another device") from error
     constants = module.constants if isinstance(module, Normalize) else None

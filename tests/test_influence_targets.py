@@ -185,6 +185,13 @@ def frozen():
     network.rows.requires_grad_(False)
     return network
 
+class Checkpointed(Recurrent):
+    def forward(self, x):
+        from torch.utils.checkpoint import checkpoint
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+def checkpointed(): return Checkpointed()
+
 def all_frozen(): return Recurrent().requires_grad_(False)
 """
 
@@ -202,5 +209,7 @@ def test_generic_layers_are_said_once_and_frozen_ones_left_out(tmp_path: Path) -
     tables, prepared = compute_here(**{**spec, "model": f"{tmp_path}/models.py:frozen"})
     assert prepared.facts["model"]["layers"] == ["head"]
     assert prepared.notes == ()
+    with pytest.raises(UsageError, match="gives no gradients with respect to its parameters .*without checkpointing"):
+        compute_here(**{**spec, "model": f"{tmp_path}/models.py:checkpointed"})
     with pytest.raises(UsageError, match="has no trainable parameters; use --target input"):
         compute_here(**{**spec, "model": f"{tmp_path}/models.py:all_frozen"})

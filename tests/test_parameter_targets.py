@@ -175,6 +175,84 @@ def generic_beside_ordinary() -> nn.Module:
     )  # fmt: skip
 
 
+def attention_twice() -> nn.Module:
+    """One attention first across three tensors, then of one with itself: by parts of its weight and by all of it."""
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        t = tokens_of(x)
+        z = net.attention(t.clone(), t.clone(), t.clone())[0]
+        return net.head(torch.tanh(net.attention(z, z, z)[0]).sum(1))
+
+    return Wrapped(call, attention=nn.MultiheadAttention(6, 2, batch_first=True), head=nn.Linear(6, CLASSES))
+
+
+def odd_linears() -> nn.Module:
+    """Biases that broadcast, a weight of one dimension, and layers whose output is dropped."""
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        t = tokens_of(x)
+        z = functional.linear(t, net.first, net.scalar) + functional.linear(t, net.first, net.matrix)
+        net.dropped(t)
+        z = z + t @ net.dropped.weight.T + functional.linear(t, net.row)[..., None]
+        return net.head(torch.tanh(z).mean(1))
+
+    return Wrapped(
+        call, first=nn.Parameter(torch.randn(6, 6)), scalar=nn.Parameter(torch.randn(1)), dropped=nn.Linear(6, 6),
+        matrix=nn.Parameter(torch.randn(8, 6)), row=nn.Parameter(torch.randn(6)), head=nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+def reached_directly() -> nn.Module:
+    """A parameter that the forward pass reaches by a reference of its own, in an operator that is not recognised."""
+    weight = nn.Parameter(torch.randn(6, CLASSES))
+    reference = [weight]
+    return Wrapped(lambda net, x: torch.tanh(tokens_of(x)).sum(1) @ reference[0], weight=weight)
+
+
+def partly_constant() -> nn.Module:
+    """A branch for which the model itself turns gradients off, before a layer whose samples are interleaved."""
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        t = tokens_of(x)
+        with torch.no_grad():
+            gate = torch.tanh(net.layer(net.gate(t)))
+        z = torch.tanh(net.layer((t * gate).transpose(0, 1).reshape(-1, 6)))
+        return net.head(z.reshape(8, len(x), 6).sum(0))
+
+    return Wrapped(call, gate=nn.Linear(6, 6), layer=nn.Linear(6, 6), head=nn.Linear(6, CLASSES))
+
+
+class NoForwardRule(torch.autograd.Function):
+    """An operator without a rule for forward mode."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+def without_forward_rule() -> nn.Module:
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        t = tokens_of(x)
+        z = net.attention(t, t, t, need_weights=False)[0]
+        return net.head(NoForwardRule.apply(torch.tanh(z)).sum(1))
+
+    return Wrapped(call, attention=nn.MultiheadAttention(6, 2, batch_first=True), head=nn.Linear(6, CLASSES))
+
+
+def viewed() -> nn.Module:
+    """Views that channels-last memory does not bear, and a layer without any outputs."""
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        net.empty(x.view(len(x), -1))
+        return net.head(torch.tanh(net.conv(x)).view(len(x), -1))
+
+    return Wrapped(call, empty=nn.Linear(48, 0), conv=nn.Conv2d(3, 4, 3), head=nn.Linear(16, CLASSES))
+
+
 def windows() -> nn.Module:
     """Windows of a batch as samples of their own, as in Swin: rows of one sample are consecutive."""
 
@@ -245,6 +323,12 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "broadcast": broadcast_parameters,
     "in place, residual": residual_in_place,
     "windows": windows,
+    "attention twice": attention_twice,
+    "odd linears": odd_linears,
+    "reached directly": reached_directly,
+    "partly constant": partly_constant,
+    "no forward rule": without_forward_rule,
+    "viewed": viewed,
     "generic": generic_modules,
     "generic beside ordinary": generic_beside_ordinary,
     "transposed conv": lambda: conv_net(nn.ConvTranspose2d(3, 2, 2, stride=2)),
@@ -289,7 +373,7 @@ def dense_rows(network: nn.Module, image: Tensor, target: Target) -> Tensor:
 
 
 def all_targets(network: nn.Module) -> list[Target]:
-    names = [name for name, _ in network.named_parameters()]
+    names = [name for name, value in network.named_parameters() if value.numel()]
     layers = layer_parameters(network, names)
     return [
         Target("parameters", parameters=frozenset(names)),
@@ -369,6 +453,98 @@ def test_parts_add_up_and_nest(case: str) -> None:
     assert (exact.fi[:, 3:] <= exact.fi[:, :1] * slack).all()
     assert (exact.fi[:, [0, 2]] <= exact.fi[:, 1:2] * slack).all()
     assert (exact.fi <= exact.bound[:, None] * slack).all()
+
+
+def test_samples_are_told_apart_whatever_the_first_image_looks_like() -> None:
+    """In attention the samples of a batch are interleaved; an empty image, the first seen, does not show how."""
+    network, x = build("self-attention, batch first"), some_images()
+    perturbed = Perturbed(network, all_targets(network))
+    perturbed.forward(torch.zeros(1, 3, 4, 4, dtype=torch.float64))
+    classes = torch.arange(len(x))
+    expected = [
+        exact_influence(Perturbed(network, perturbed.targets), x[i : i + 1], classes[i : i + 1]) for i in range(3)
+    ]
+    found = exact_influence(perturbed, x, classes)
+    norms = torch.cat([part.jacobian_norm for part in expected])
+    torch.testing.assert_close(found.jacobian_norm, norms, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.fi, torch.cat([part.fi for part in expected]), rtol=1e-7, atol=0)
+
+
+class Routed(nn.Module):
+    """Images take one of two branches; in the second the first branch's weight enters an operator not recognised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(48, 6), nn.Linear(48, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        bright = flat.mean(1) > 0.5
+        z = flat.new_zeros((len(x), 6))
+        if bright.any():
+            z[bright] = torch.tanh(self.one(flat[bright]))
+        if not bright.all():
+            z[~bright] = torch.tanh(self.two(flat[~bright]) + flat[~bright] @ self.one.weight.T)
+        logits: Tensor = self.head(z)
+        return logits
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_operators_may_differ_from_image_to_image(first: int) -> None:
+    torch.manual_seed(4)
+    network = Routed().double().eval().requires_grad_(False)
+    x = torch.stack([torch.full((3, 4, 4), level).double() for level in (0.2, 0.8, 0.3, 0.9)]) + 0.1 * some_images(4)
+    perturbed = Perturbed(network, all_targets(network))
+    perturbed.forward(x[first : first + 1])
+    classes = torch.arange(4)
+    for measure in (exact_influence, certified_influence):
+        found = measure(perturbed, x, classes)
+        logits = network(x)
+        for i, image in enumerate(x):
+            for index, target in enumerate(perturbed.targets):
+                jacobian = dense_rows(network, image, target)
+                slope = logits[i].softmax(0) @ jacobian - jacobian[classes[i]]
+                assert found.jacobian_norm[i, index].item() == pytest.approx(slope.norm().item(), rel=1e-8, abs=1e-12)
+
+
+def test_certified_intervals_hold_where_a_model_turns_gradients_off() -> None:
+    torch.manual_seed(22)
+    body, head = nn.Linear(48, 24), nn.Linear(24, 300)
+
+    def call(net: nn.Module, x: Tensor) -> Tensor:
+        z = torch.tanh(net.body(x.flatten(1)))
+        with torch.no_grad():
+            scale = z.square().mean(1, keepdim=True)
+        return net.head(z / scale) * 3
+
+    network = Wrapped(call, body=body, head=head).double().eval().requires_grad_(False)
+    x = some_images(4)
+    targets = [INPUT, Target("layer", "body", parameters=frozenset({"body.weight", "body.bias"}))]
+    exact = exact_influence(Perturbed(network, targets), x)
+    certified = certified_influence(Perturbed(network, targets), x, None, 0.5)
+    assert certified.n_backward.min() < 24
+    assert (certified.lower <= exact.fi * (1 + 1e-9)).all()
+    assert (exact.fi <= certified.upper * (1 + 1e-9)).all()
+
+
+def test_autocast_inside_the_model() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits: Tensor = self.head(torch.tanh(self.conv(x)).flatten(1))
+            return logits.float()
+
+    network = Mixed().eval().requires_grad_(False)
+    perturbed = Perturbed(network, all_targets(network))
+    x = some_images().float()
+    exact, certified = exact_influence(perturbed, x), certified_influence(perturbed, x)
+    torch.testing.assert_close(exact.fi[:, 0], exact.bound, rtol=1e-9, atol=0)
+    torch.testing.assert_close(certified.fi[:, 0], exact.fi[:, 0], rtol=1e-6, atol=0)
 
 
 def test_memory_bound_repeats_passes_without_changing_a_value() -> None:

@@ -1,30 +1,33 @@
 """Forward passes that note how parameters are used, so that per-sample gradients need no parameter Jacobian.
 
 A torch function mode sees every operator that a target parameter enters, also inside user-written modules and attention.
-Before it is relied on, one image is run with a full graph, and the graph's edges into each parameter are counted: a
-parameter that enters anything but the recognised operators is *generic*. With generic parameters, and where the samples
-of a batch cannot be told apart in some operator, samples go one by one, and autograd gives the generic gradients exactly.
+Every forward pass is checked: the edges of its graph into each parameter must be those of recognised operators. A
+parameter that enters anything else is *generic*. With generic parameters, where the samples of a batch cannot be told
+apart in some operator, and where operators differ from image to image, samples go one by one; the gradients of generic
+parameters are then autograd's own, and as exact.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.elementwise import WholeUse
-from raysense.measures.gradients import arranged
+from raysense.measures.gradients import in_best_layout, laid_out_like
 from raysense.measures.layouts import find_samples
-from raysense.measures.recorder import Pusher, Recorder, edge_key
+from raysense.measures.recorder import Pusher, Recorder
 from raysense.measures.tape import Tape
 from raysense.measures.uses import Layout, LinearUse, Piece, Use
+
+
+class IrregularUses(Exception):
+    """A batch uses parameters in other ways than the first image did, so that its samples must go one by one."""
 
 
 class ParameterCapture:
@@ -35,9 +38,9 @@ class ParameterCapture:
         names: Names of the target parameters, as ``module.named_parameters()`` gives them.
 
     Attributes:
-        generic: Names of the parameters that do not only enter recognised operators.
+        generic: Names of the parameters that do not only enter recognised operators, for the first image seen.
         batchable: Whether the samples of a batch can be told apart in all operators.
-        spanning: As in :class:`Tape`, for the first image seen.
+        spanning: As in :class:`raysense.measures.tape.Tape`, for the first image seen.
         head_width: D of the head, for the first image seen; None where there is none.
         uses: Shapes of the uses for one image.
     """
@@ -46,12 +49,13 @@ class ParameterCapture:
         self.module = module
         own = dict(module.named_parameters())
         self.parameters: dict[str, Tensor] = {name: own[name] for name in names}
-        self.generic: tuple[str, ...] = ()
+        self.generic: frozenset[str] = frozenset()
         self.batchable = True
         self.spanning: frozenset[str] = frozenset()
         self.head_width: int | None = None
         self.uses: list[Use] = []
         self._layouts: list[tuple[int, bool] | None] = []
+        self._signature: list[object] = []
         self._overwritten: set[int] = set()
         self._shape: tuple[int, ...] | None = None
 
@@ -64,18 +68,15 @@ class ParameterCapture:
         """Find out, on the first of the images, how the parameters are used; once for each shape of images."""
         if tuple(images.shape[1:]) == self._shape:
             return
-        first = images[:1].detach()
-        self.generic, self.batchable = (), True
-        if self.parameters:
-            self.generic = self._unrecognised(first)
-            self._find_layouts(first)
-        self._shape = tuple(images.shape[1:])
-        tape = self.record(first, with_input=True)
-        self.spanning = tape.spanning
+        self.batchable = True
+        tape, recorder = self._recorded(images[:1].detach(), with_input=True)
+        self.generic, self.spanning, self.uses = tape.generic, tape.spanning, tape.uses
         self.head_width = None if tape.head is None else tape.head.width
-        self.uses = tape.uses
         for use in self.uses:
             use.forget()
+        if self.parameters:
+            self._find_layouts(images, recorder)
+        self._shape = tuple(images.shape[1:])
 
     def record(self, images: Tensor, with_input: bool) -> Tape:
         """A forward pass with a graph that reaches every use.
@@ -83,106 +84,123 @@ class ParameterCapture:
         Args:
             images: [n, C, H, W]; n is 1 where :attr:`one_by_one`.
             with_input: Whether gradients with respect to the images are wanted too.
+
+        Raises:
+            IrregularUses: n exceeds 1 and samples must go one by one, as :attr:`one_by_one` says from now on.
         """
         self.prepare(images)
-        if self.one_by_one and len(images) > 1:
-            raise ValueError(f"{len(images)} images where the network takes one at a time")
-        recorder = Recorder(self._recognised(), self._layout_of(len(images)), self._overwritten)
-        leaves = {name: self.parameters[name].detach().clone().requires_grad_(True) for name in self.generic}
-        with torch.enable_grad(), recorder:
-            inputs = arranged(images.detach()).requires_grad_(with_input)
-            logits = self._call(inputs, leaves)
-        tape = Tape(logits, inputs, recorder.uses)
-        tape.spanning = self._spanning(tape)
-        tape.head = recorder.head(tape)
-        tape.uses += [self._whole_use(*leaf) for leaf in leaves.items()]
+        tape, recorder = self._recorded(images, with_input)
+        if len(images) > 1 and (self.one_by_one or tape.generic or recorder.signature != self._signature):
+            self.batchable = False
+            raise IrregularUses
         return tape
 
-    def _whole_use(self, name: str, leaf: Tensor) -> Use:
-        use = WholeUse(leaf.detach(), self.whole(name), None)
-        use.edge, use.output_shape = get_gradient_edge(leaf), tuple(leaf.shape)
-        return use
+    def _recorded(self, images: Tensor, with_input: bool) -> tuple[Tape, Recorder]:
+        recorder, inputs, logits = self._run(images, with_input)
+        if overwritten := recorder.overwritten() - self._overwritten:
+            self._overwritten |= overwritten
+            recorder, inputs, logits = self._run(images, with_input)
+        with self._requiring_grad():
+            generic = recorder.unrecognised(logits, self.parameters) if self.parameters else set()
+            wholes = [self._whole_use(name) for name in self.parameters if name in generic]
+        head = recorder.head(logits, generic, self.parameters)
+        for use in recorder.uses if generic else []:
+            use.leave(generic)
+        uses = [use for use in recorder.uses if use.weight is not None or use.bias is not None]
+        tape = Tape(logits, inputs, [*uses, *wholes], generic=frozenset(generic), head=head)
+        tape.spanning = self._spanning(tape)
+        return tape, recorder
+
+    def _run(self, images: Tensor, with_input: bool) -> tuple[Recorder, Tensor, Tensor]:
+        def work(inputs: Tensor) -> tuple[Recorder, Tensor, Tensor]:
+            recorder = Recorder(self._pieces(), self._layout_of(len(images)), self._overwritten)
+            with self._requiring_grad(), torch.enable_grad(), recorder:
+                inputs = inputs.detach().requires_grad_(with_input)
+                return recorder, inputs, self.module(inputs)
+
+        return in_best_layout(images, work)
 
     def product(self, images: Tensor, moves: Mapping[Piece, Tensor], direction: Tensor | None) -> Tensor:
         """J h for one direction h per sample, in forward mode.
 
         Args:
             images: [n, C, H, W].
-            moves: The part of h in each piece, [n, size]; whole parameters for the generic ones.
+            moves: The part of h in each piece of parameters that are not generic, [n, size].
             direction: Its part in the images, of their shape; None where they do not move.
 
         Returns:
             [n, K].
+
+        Raises:
+            NotImplementedError: an operator has no rule for forward mode.
         """
         self.prepare(images)
-        images = arranged(images)
-        pusher = Pusher(self._recognised(), self._layout_of(len(images)), moves)
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level(), pusher:
-            inputs = images if direction is None else forward_ad.make_dual(images, arranged(direction))
-            moving = {
-                piece.parameter: forward_ad.make_dual(
-                    self.parameters[piece.parameter].detach(), move.view(self.parameters[piece.parameter].shape)
-                )
-                for piece, move in moves.items()
-                if piece.parameter in self.generic
-            }
-            output = self._call(inputs, moving)
-            tangent = forward_ad.unpack_dual(output).tangent
-            return torch.zeros_like(output) if tangent is None else tangent.clone()
 
-    def whole(self, name: str) -> Piece:
-        """A parameter as one piece."""
-        return whole_piece(name, self.parameters[name])
+        def work(inputs: Tensor) -> Tensor:
+            pusher = Pusher(self._pieces(), self._layout_of(len(images)), moves)
+            with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), forward_ad.dual_level(), pusher:
+                inputs = inputs.detach()
+                if direction is not None:
+                    inputs = forward_ad.make_dual(inputs, laid_out_like(inputs, direction))
+                output = self.module(inputs)
+                tangent = forward_ad.unpack_dual(output).tangent
+                return torch.zeros_like(output) if tangent is None else tangent.clone()
 
-    def _call(self, images: Tensor, replaced: Mapping[str, Tensor]) -> Tensor:
-        output: Tensor = functional_call(self.module, dict(replaced), (images,)) if replaced else self.module(images)
-        return output
+        return in_best_layout(images, work)
 
-    def _recognised(self) -> dict[int, Piece]:
-        return {id(value): self.whole(name) for name, value in self.parameters.items() if name not in self.generic}
+    @contextmanager
+    def _requiring_grad(self) -> Iterator[None]:
+        """The target parameters require grad meanwhile, so that the graph shows where they enter."""
+        required = [(value, value.requires_grad) for value in self.parameters.values()]
+        try:
+            for value, _ in required:
+                value.requires_grad_(True)
+            yield
+        finally:
+            for value, before in required:
+                value.requires_grad_(before)
+
+    def _pieces(self) -> dict[int, Piece]:
+        return {id(value): whole_piece(name, value) for name, value in self.parameters.items()}
+
+    def _whole_use(self, name: str) -> Use:
+        value = self.parameters[name]
+        use = WholeUse(value.detach(), whole_piece(name, value), None)
+        use.edge, use.output_shape = get_gradient_edge(value), tuple(value.shape)
+        return use
 
     def _layout_of(self, samples: int) -> Callable[[int], Layout]:
         if samples == 1:
             return lambda index: Layout(1, None)
-        return lambda index: Layout(samples, *(self._layouts[index] or (None,)))
+        layouts = self._layouts
 
-    def _unrecognised(self, image: Tensor) -> tuple[str, ...]:
-        """Names of the parameters that enter other than recognised operators, from the edges of the graph."""
-        required = {name: value.requires_grad for name, value in self.parameters.items()}
-        recorder = Recorder(self._recognised(), self._layout_of(1), set())
-        try:
-            for value in self.parameters.values():
-                value.requires_grad_(True)
-            with torch.enable_grad(), recorder:
-                logits = self.module(arranged(image))
-            edges = _count_edges(logits)
-            self._overwritten = {index for index, use in enumerate(recorder.uses) if recorder.overwritten(index)}
-            by_edge = {edge_key(value): name for name, value in self.parameters.items()}
-            expected = Counter(recorder.splits)
-            for use in recorder.uses:
-                for piece in (use.weight, use.bias):
-                    if piece is not None:
-                        expected[recorder.key_of(piece)] += 1
-            wrong = {name for key, name in by_edge.items() if edges[key] != expected[key]}
-            wrong |= {piece.parameter for key, piece in recorder.parts.items() if edges[key] != expected[key]}
-        finally:
-            for name, value in self.parameters.items():
-                value.requires_grad_(required[name])
-        return tuple(name for name in self.parameters if name in wrong)
+        def layout(index: int) -> Layout:
+            if index >= len(layouts):
+                self.batchable = False
+                raise IrregularUses
+            return Layout(samples, *(layouts[index] or (None,)))
 
-    def _find_layouts(self, image: Tensor) -> None:
-        """Where the samples are in the operators' tensors: compares one image alone with a batch of two."""
-        mirrored = (image.flip(-1) * 0.75 + image.roll(1, -1) * 0.25).to(image.dtype)
-        with torch.no_grad():
-            recorders = []
-            for batch in (image, torch.cat((image, mirrored))):
-                recorder = Recorder(self._recognised(), self._layout_of(1), self._overwritten, without_graph=True)
-                with recorder:
-                    self.module(arranged(batch))
-                recorders.append(recorder)
-        alone, both = (recorder.uses for recorder in recorders)
-        self._layouts = [find_samples(one, two) for one, two in zip(alone, both, strict=False)]
-        self.batchable = len(alone) == len(both) and None not in self._layouts
+        return layout
+
+    def _find_layouts(self, images: Tensor, recorder: Recorder) -> None:
+        """Where the samples are in the operators' tensors: compares one image of noise alone with a batch of two."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand((2, *images.shape[1:]), generator=generator, dtype=torch.float64).to(images)
+        found = []
+        for batch in (noise[:1], noise):
+
+            def work(inputs: Tensor) -> Recorder:
+                noting = Recorder(self._pieces(), lambda index: Layout(1, None), self._overwritten, without_graph=True)
+                with torch.enable_grad(), noting:
+                    self.module(inputs)
+                return noting
+
+            found.append(in_best_layout(batch, work))
+        alone, both = found
+        self._signature = list(recorder.signature)
+        self._layouts = [find_samples(one, two) for one, two in zip(alone.uses, both.uses, strict=False)]
+        same = alone.signature == both.signature == recorder.signature
+        self.batchable = same and None not in self._layouts
 
     def _spanning(self, tape: Tape) -> frozenset[str]:
         """Parameters of a linear layer whose output is the logits, which alone move the logits in every direction."""
@@ -199,20 +217,3 @@ class ParameterCapture:
 def whole_piece(name: str, parameter: Tensor) -> Piece:
     """A parameter as one piece."""
     return Piece(name, 0, parameter.shape[0] if parameter.ndim else 1, tuple(parameter.shape))
-
-
-def _count_edges(logits: Tensor) -> Counter[Any]:
-    """How many edges of the graph arrive at each output of each node."""
-    counts: Counter[Any] = Counter()
-    if logits.grad_fn is None:
-        return counts
-    waiting, seen = [logits.grad_fn], {logits.grad_fn}
-    while waiting:
-        for node, output in waiting.pop().next_functions:
-            if node is None:
-                continue
-            counts[node, output] += 1
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return counts

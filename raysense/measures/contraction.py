@@ -83,7 +83,7 @@ class PieceUses:
             return torch.stack([self.gradient(gradients) for gradients in several], dim=1)
         total: Tensor | None = None
         for use, gradients in zip(outer, zip(*several, strict=True), strict=True):
-            heads = torch.stack([use.heads(gradient) for gradient in gradients], dim=2)
+            heads = torch.stack([use.heads(gradient) for gradient in gradients], dim=2).to(use.columns.dtype)
             part = torch.matmul(heads.flatten(2, 3), use.columns.transpose(2, 3))
             total = part if total is None else total + part
         assert total is not None
@@ -128,6 +128,8 @@ class HeldGradients:
         self._contract()
         dense = self._ghost_gram() if self._ghost else gram_matrix(torch.cat(self._rows, dim=1))
         self._rows = []
+        for use, _ in self.uses.uses:
+            use.release()
         return dense
 
     def _ghost_gram(self) -> Tensor:
@@ -136,7 +138,7 @@ class HeldGradients:
         samples, groups, outputs, tokens = self._rows[0].shape
         count = len(self._rows)
         total = kernel.new_zeros((samples, count, count))
-        width = max(1, _BLOCK_VALUES // (samples * groups * tokens * count))
+        width = max(1, _BLOCK_VALUES // max(1, samples * groups * tokens * count))
         for start in range(0, outputs, width):
             # [n, G, M, o, T]
             heads = torch.stack([row[:, :, start : start + width] for row in self._rows], dim=2).double()

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.contraction import HeldGradients, PieceUses, in_groups, uses_by_piece
 from raysense.measures.fisher import gram_matrix
 from raysense.measures.gradients import jacobian_product
-from raysense.measures.merged import MergedClasses
+from raysense.measures.merged import MergedClasses, by_probability
 from raysense.measures.perturbed import Perturbed
 from raysense.measures.sweep import Sweep, backward, sources_of
+from raysense.measures.tape import Tape
 from raysense.measures.targets import Target
 from raysense.measures.uses import Piece
 
@@ -140,6 +142,8 @@ class Differences:
             direction = target.input.pushed(parts.pop(0), self._images).view_as(self._images)
         moves = dict(zip(moves, parts, strict=True))
         if self._perturbed.capture is not None and moves:
+            if any(piece.parameter in self._tape.generic for piece in moves):
+                return self._double_backward(moves, direction).double()
             try:
                 return self._perturbed.capture.product(self._images, moves, direction).double()
             except NotImplementedError:  # an operator without a rule for forward mode
@@ -192,25 +196,43 @@ class Differences:
         if not pieces and target.input is None:
             return None, {}
         self.passes += 1
-        return self._pulled(pieces, target.input is not None, self._problem.combined(coefficients))
+        return self._pulled(self._tape, pieces, target.input is not None, self._problem.combined(coefficients))
 
     def _pulled(
-        self, pieces: Sequence[PieceUses], with_input: bool, weight: Tensor, twice: bool = False
+        self, tape: Tape, pieces: Sequence[PieceUses], with_input: bool, weight: Tensor, twice: bool = False
     ) -> tuple[Tensor | None, dict[Piece, Tensor]]:
         """Gradient of a combination of the logits by input and by piece, from one backward pass."""
-        sources = sources_of(pieces, self._tape.inputs if with_input else None)
-        found = backward(self._tape.logits, sources, weight, twice)
+        found = backward(tape.logits, sources_of(pieces, tape.inputs if with_input else None), weight, twice)
         moves = {uses.piece: uses.gradient([found.pop(0) for _ in uses.uses]) for uses in pieces}
         return found.pop(0).flatten(1) if with_input else None, moves
 
     def _double_backward(self, moves: dict[Piece, Tensor], direction: Tensor | None) -> Tensor:
         """J h as the derivative by v of (v^T J) h."""
-        pieces = [uses for uses in uses_by_piece(self._tape.uses).values() if uses.piece in moves]
+        # Of the attention kernels only the plain one has a second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            tape = self._perturbed.record(self._images, direction is not None)
+        pieces = [uses for uses in uses_by_piece(tape.uses).values() if uses.piece in moves]
         with torch.enable_grad():
-            dummy = torch.zeros_like(self._tape.logits, requires_grad=True)
-            image, pulled = self._pulled(pieces, direction is not None, dummy, twice=True)
+            dummy = torch.zeros_like(tape.logits, requires_grad=True)
+            image, pulled = self._pulled(tape, pieces, direction is not None, dummy, twice=True)
             total = sum(((gradient * moves[piece]).sum() for piece, gradient in pulled.items()), dummy.new_zeros(()))
             if image is not None and direction is not None:
                 total = total + (image * direction.flatten(1)).sum()
             (pushed,) = torch.autograd.grad(total, dummy)
         return pushed
+
+
+def try_passes(perturbed: Perturbed, images: Tensor, held_bytes: int) -> None:
+    """One backward pass for all targets of the first image, and one product J h: raises what a model does not bear.
+
+    Args:
+        perturbed: Network and targets.
+        images: [n, C, H, W].
+        held_bytes: As for :class:`Differences`.
+    """
+    logits = perturbed.forward(images[:1])
+    problem = MergedClasses(logits, by_probability(logits, logits.argmax(1))[:, :1])
+    differences = Differences(perturbed, images[:1], range(len(perturbed.targets)), held_bytes)
+    for _ in differences.grams(problem):
+        pass
+    differences.moves(0, torch.ones_like(problem.logits))

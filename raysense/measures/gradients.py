@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -42,21 +43,43 @@ def input_gradients(logits: Tensor, images: Tensor, weights: Iterable[Tensor], r
 def forward(model: Model, images: Tensor) -> Tensor:
     """Logits without a graph."""
     with torch.no_grad(), AffineBatchNorm():
-        return model(arranged(images))
+        return in_best_layout(images, model)
 
 
 def forward_with_graph(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits with a graph back to the images, and the images that require grad."""
-    with torch.enable_grad(), AffineBatchNorm():
-        inputs = arranged(images.detach()).requires_grad_(True)
+
+    def work(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = inputs.detach().requires_grad_(True)
         return model(inputs), inputs
 
+    with torch.enable_grad(), AffineBatchNorm():
+        return in_best_layout(images, work)
 
-def arranged(images: Tensor) -> Tensor:
-    """On a CPU, images with the channels last: convolutions are faster so, forwards and backwards."""
+
+Result = TypeVar("Result")
+
+
+def in_best_layout(images: Tensor, work: Callable[[Tensor], Result]) -> Result:
+    """Work on the images, on a CPU with the channels last where the work bears it: convolutions are faster so.
+
+    Args:
+        images: [N, ...].
+        work: A function of the images that can be called twice.
+    """
     if images.device.type != "cpu" or images.ndim != 4:
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
+        return work(images)
+    try:
+        return work(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        return work(images.contiguous())
+
+
+def laid_out_like(images: Tensor, directions: Tensor) -> Tensor:
+    """Directions in the memory format of images of the same shape."""
+    return torch.empty_like(images, dtype=directions.dtype).copy_(directions)
 
 
 def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor:
@@ -70,22 +93,23 @@ def jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor
     Returns:
         [N, K].
     """
-    images, directions = arranged(images), arranged(directions)
+
+    def work(inputs: Tensor) -> Tensor:
+        inputs = inputs.detach()
+        output = model(forward_ad.make_dual(inputs, laid_out_like(inputs, directions)))
+        tangent = forward_ad.unpack_dual(output).tangent
+        return torch.zeros_like(output) if tangent is None else tangent.clone()
+
     # Of the attention kernels only the plain one has a forward rule and a second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        return _jacobian_product(model, images, directions)
-
-
-def _jacobian_product(model: Model, images: Tensor, directions: Tensor) -> Tensor:
-    try:
-        with torch.no_grad(), forward_ad.dual_level(), ConstantParameters():
-            output = model(forward_ad.make_dual(images, directions))
-            tangent = forward_ad.unpack_dual(output).tangent
-            return torch.zeros_like(output) if tangent is None else tangent.clone()
-    except NotImplementedError:
-        logits, inputs = forward_with_graph(model, images)
-        with torch.enable_grad():
-            dummy = torch.zeros_like(logits, requires_grad=True)
-            (pulled,) = torch.autograd.grad(logits, inputs, grad_outputs=dummy, create_graph=True)
-            (pushed,) = torch.autograd.grad(pulled, dummy, grad_outputs=directions)
-        return pushed
+        try:
+            # Gradients are on, so that the mode can tell where the model itself turns them off.
+            with torch.enable_grad(), forward_ad.dual_level(), ConstantParameters():
+                return in_best_layout(images, work)
+        except NotImplementedError:
+            logits, inputs = forward_with_graph(model, images)
+            with torch.enable_grad():
+                dummy = torch.zeros_like(logits, requires_grad=True)
+                (pulled,) = torch.autograd.grad(logits, inputs, grad_outputs=dummy, create_graph=True)
+                (pushed,) = torch.autograd.grad(pulled, dummy, grad_outputs=directions)
+            return pushed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from raysense.measures.capture import IrregularUses
 from raysense.measures.differences import Differences
 from raysense.measures.fisher import attained, gradient_norm, influence, odds_against, published_influence
 from raysense.measures.merged import MergedClasses, by_probability
@@ -96,6 +97,20 @@ def exact_influence(
         gradient_bytes: Bound on the gradients held at once; the batch is split to keep it, and where one sample's exceed
             it, the passes are repeated for parts of the parameters.
     """
+    return _regularly(perturbed, lambda: _all_exact(perturbed, images, classes, rank_rule, gradient_bytes))
+
+
+def _regularly(perturbed: Perturbed, measure: Callable[[], TargetInfluence]) -> TargetInfluence:
+    """Measure; once more, sample by sample, where a batch turns out to use parameters irregularly."""
+    try:
+        return measure()
+    except IrregularUses:
+        return measure()
+
+
+def _all_exact(
+    perturbed: Perturbed, images: Tensor, classes: Tensor | None, rank_rule: str, gradient_bytes: int
+) -> TargetInfluence:
     count = perturbed.forward(images[:1]).shape[1]
     everything = torch.arange(len(images), device=images.device)
     parts = [
@@ -120,6 +135,8 @@ def _exact(
     result = _bound(perturbed, logits, classes)
     for index, gram in differences.grams(problem):
         part = _solved(problem, gram, rank_rule)
+        if rank_rule == "invariant" and perturbed.spans(perturbed.targets[index], differences.spanning):
+            part = _spanned(problem, gram)
         for name in _BY_TARGET:
             getattr(result, name)[:, index] = getattr(part, name)
     for name in ("fi", "lower", "upper", "jacobian_norm"):
@@ -149,6 +166,12 @@ def certified_influence(
         tolerance: Relative width of the interval, at least the rounding of the model's dtype.
         gradient_bytes: Bound on the gradients held at once, as for :func:`exact_influence`.
     """
+    return _regularly(perturbed, lambda: _all_certified(perturbed, images, classes, tolerance, gradient_bytes))
+
+
+def _all_certified(
+    perturbed: Perturbed, images: Tensor, classes: Tensor | None, tolerance: float, gradient_bytes: int
+) -> TargetInfluence:
     logits = perturbed.forward(images)
     classes = logits.argmax(1) if classes is None else classes
     count = logits.shape[1]
@@ -279,16 +302,21 @@ def _narrowed(
     perturbed: Perturbed, problem: MergedClasses, differences: Differences, index: int, gram: Tensor
 ) -> _Part:
     """The interval of one target: exact with all classes kept, or where the target spans all moves of the logits."""
+    if perturbed.spans(perturbed.targets[index], differences.spanning):
+        return _spanned(problem, gram)
     if problem.exact:
         part = _solved(problem, gram, "invariant")
         return _Part(part.fi, part.lower, part.fi.clone(), part.rank, part.jacobian_norm)
-    if perturbed.spans(perturbed.targets[index], differences.spanning):
-        _, finite = _finite(gram)
-        bound = torch.where(finite, odds_against(problem.full, problem.kept[:, 0]), torch.nan)
-        full = torch.full_like(problem.reference, problem.full.shape[1] - 1)
-        norm = gradient_norm(problem.logits, gram, torch.zeros_like(problem.reference))
-        return _Part(bound, bound.clone(), bound.clone(), full, norm)
     return _interval(problem, differences, index, gram)
+
+
+def _spanned(problem: MergedClasses, gram: Tensor) -> _Part:
+    """The bound, for a target that alone moves the logits in every direction, however little in some."""
+    gram, finite = _finite(gram)
+    bound = torch.where(finite, odds_against(problem.full, problem.kept[:, 0]), torch.nan)
+    full = torch.full_like(problem.reference, problem.full.shape[1] - 1)
+    norm = gradient_norm(problem.logits, gram, torch.zeros_like(problem.reference))
+    return _Part(bound, bound.clone(), bound.clone(), full, norm)
 
 
 def _interval(problem: MergedClasses, differences: Differences, index: int, gram: Tensor) -> _Part:

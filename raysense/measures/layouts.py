@@ -23,18 +23,20 @@ def find_samples(alone: Use, both: Use) -> tuple[int, bool] | None:
         dim = _doubled(alone.output_shape, both.output_shape)
         if dim is None or both.shape[dim] != 1:
             return None
-        if alone.factor is None or both.factor is None:
+        if alone.factor is not None and both.factor is not None:
+            one, two = alone.factor, both.factor
+        elif one.shape != torch.Size(alone.output_shape) or two.shape != torch.Size(both.output_shape):
             return (dim, False) if alone.output_shape[dim] == 1 else None
-        one, two = alone.factor, both.factor
     dim = _doubled(one.shape, two.shape)
     if dim is None or type(alone) is not type(both) or _mixes_features(alone, dim):
         return None
     one, two = one.movedim(dim, 0).double(), two.movedim(dim, 0).double()
     scale = float(one.abs().max()) if one.numel() else 0.0
-    for interleaved, mine in ((False, two[: len(one)]), (True, two[::2])):
-        if torch.allclose(mine, one, rtol=1e-2, atol=1e-3 * scale):
-            return dim, interleaved
-    return None
+    fits = [torch.allclose(mine, one, rtol=1e-2, atol=1e-3 * scale) for mine in (two[: len(one)], two[::2])]
+    if len(one) == 1:
+        return (dim, False) if fits[0] else None
+    # Where both fit, the values say nothing about the order.
+    return (dim, fits[1]) if fits[0] != fits[1] else None
 
 
 def _mixes_features(use: Use, dim: int) -> bool:

@@ -11,6 +11,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 
 class AffineBatchNorm(TorchFunctionMode):
@@ -31,7 +32,25 @@ class AffineBatchNorm(TorchFunctionMode):
 
     def _rule(self, func: Callable[..., Any]) -> Callable[..., Any] | None:
         """What is called instead of an operator, with its image first; None where nothing is."""
-        return self._batch_norm if func is functional.batch_norm else None
+        if func is functional.batch_norm:
+            return self._batch_norm
+        # As exported programs call it. Its native backward kernel is also wrong on CPUs for one sample whose gradient is
+        # laid out with the channels last (PyTorch 2.15).
+        return self._exported_batch_norm if func is torch.ops.aten.batch_norm.default else None
+
+    def _exported_batch_norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        return self._batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
     def _batch_norm(
         self,
@@ -64,6 +83,19 @@ class ConstantParameters(AffineBatchNorm):
     """
 
     _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if torch.is_grad_enabled():
+            return result
+        # Where a model turns gradients off, what it computes is a constant; forward mode would go on regardless.
+        return tree_map_only(Tensor, lambda value: forward_ad.unpack_dual(value).primal, result)
 
     def _rule(self, func: Callable[..., Any]) -> Callable[..., Any] | None:
         return partial(_linear, func) if func in self._LINEAR else super()._rule(func)

@@ -33,7 +33,8 @@ class Perturbed:
         names = {name for target in targets for name in target.parameters}
         self.capture: ParameterCapture | None = None
         if isinstance(model, nn.Module):
-            self.capture = ParameterCapture(model, [name for name, _ in model.named_parameters() if name in names])
+            present = [name for name, value in model.named_parameters() if name in names and value.numel()]
+            self.capture = ParameterCapture(model, present)
         elif names:
             raise TypeError("a model whose parameters are perturbed must be a torch.nn.Module")
         self.input_only = not names

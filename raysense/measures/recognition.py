@@ -34,7 +34,9 @@ def recognise(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
 
 def _linear(find: Lookup, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
     pieces = find(weight), find(bias)
-    return LinearUse(_plain(input), *pieces, outputs=weight.shape[0]) if any(pieces) else None
+    if not any(pieces) or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    return LinearUse(_plain(input), *pieces, outputs=weight.shape[0])
 
 
 def _conv(

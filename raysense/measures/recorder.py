@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from raysense.measures.modes import AffineBatchNorm, ConstantParameters
 from raysense.measures.recognition import recognise
-from raysense.measures.tape import Head, Tape
+from raysense.measures.tape import Head
 from raysense.measures.uses import Layout, Piece, Use
 
 
@@ -24,8 +25,7 @@ class Noting:
 
     def __init__(self, pieces: Mapping[int, Piece]) -> None:
         self._pieces = dict(pieces)
-        self._kept: list[Tensor] = []  # an id is only good while its tensor lives
-        self.part_tensors: dict[Piece, Tensor] = {}
+        self.parts: list[tuple[Tensor, Piece]] = []  # kept, since an id is only good while its tensor lives
 
     def find(self, value: Any) -> Piece | None:
         """The piece that a value is."""
@@ -46,13 +46,23 @@ class Noting:
             piece = Piece(whole.parameter, start, start + part.shape[0], tuple(part.shape))
             start = piece.stop
             self._pieces[id(part)] = piece
-            self._kept.append(part)
-            self.part_tensors[piece] = part
+            self.parts.append((part, piece))
         return whole
 
 
 class Recorder(AffineBatchNorm):
-    """Notes the uses of target parameters, and makes the graph begin at the first of them."""
+    """Notes the uses of target parameters.
+
+    Args:
+        pieces: The target parameters by the id of their tensor, which require grad where there is to be a graph.
+        layout: Gives the layout of the use of an index.
+        overwritten: Indices of uses whose input is known to be changed in place later, so that a copy is kept.
+        without_graph: Whether uses are noted although they have no graph.
+
+    Attributes:
+        uses: The uses in order.
+        signature: Which operators used what, in order.
+    """
 
     def __init__(
         self,
@@ -63,15 +73,15 @@ class Recorder(AffineBatchNorm):
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
-        self.splits: Counter[Any] = Counter()
+        self.signature: list[object] = []
         self._noting = Noting(pieces)
-        self._parameters = {piece.parameter: key for key, piece in pieces.items()}
         self._layout = layout
         self._clone = overwritten
         self._without_graph = without_graph
         self._versions: list[tuple[Tensor, int]] = []
-        self._edges: dict[Piece, Any] = {}
-        self._last_linear: tuple[GradientEdge, Tensor, Tensor] | None = None
+        self._arguments: list[list[tuple[Piece, Any]]] = []  # of every use: which nodes of the graph its pieces are
+        self._splits: list[tuple[Tensor, Any]] = []
+        self._last_linear: tuple[GradientEdge, Tensor, Tensor, Tensor | None] | None = None
 
     def __torch_function__(
         self,
@@ -86,71 +96,87 @@ class Recorder(AffineBatchNorm):
                 return _open_attention(*args, **kwargs)
         use = recognise(func, args, kwargs, self._noting.find)
         result = super().__torch_function__(func, types, args, kwargs)
-        if not self._without_graph and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # the model asks for no gradients here
             return result
         whole = self._noting.note_split(func, args, kwargs, result)
-        if whole is not None and isinstance(args[0], Tensor) and args[0].requires_grad:
-            self.splits[edge_key(args[0])] += 1
-        if use is not None:
-            for piece, tensor in self._arguments(args, kwargs):
-                if tensor.requires_grad:
-                    self._edges[piece] = edge_key(tensor)
-            result = self._noted(use, result)
+        if whole is not None and args[0].requires_grad:
+            self._splits.append((result[0], edge_key(args[0])))
+        if use is not None and (result.requires_grad or self._without_graph):
+            self._note(use, result, [*args, *kwargs.values()])
         if func is functional.linear and not self._without_graph:
             self._note_linear(result, *args, **kwargs)
         return result
 
-    def head(self, tape: Tape) -> Head | None:
-        """The last layer, if it is as :class:`Tape` says."""
-        if self._last_linear is None or not tape.logits.requires_grad:
+    def overwritten(self) -> set[int]:
+        """Indices of the uses whose input was changed in place afterwards."""
+        return {index for index, (tensor, version) in enumerate(self._versions) if tensor._version != version}
+
+    def unrecognised(self, logits: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
+        """Names of the parameters that enter other than recognised operators, by the edges of the graph.
+
+        Args:
+            logits: [n, K], with a graph.
+            parameters: The target parameters, which require grad.
+        """
+        edges, nodes = count_edges(logits)
+        expected: Counter[Any] = Counter(key for part, key in self._splits if edge_key(part)[0] in nodes)
+        used: dict[str, set[Piece]] = {}
+        for use, arguments in zip(self.uses, self._arguments, strict=True):
+            if use.edge is None or use.edge.node not in nodes:
+                continue  # what came of it is not used
+            for piece, key in arguments:
+                expected[key] += 1
+                used.setdefault(piece.parameter, set()).add(piece)
+        wrong = {name for name, value in parameters.items() if edges[edge_key(value)] != expected[edge_key(value)]}
+        wrong |= {
+            piece.parameter
+            for part, piece in self._noting.parts
+            if part.requires_grad and edges[edge_key(part)] != expected[edge_key(part)]
+        }
+        # The Gram matrices of pieces add where the pieces share no entries.
+        return wrong | {name for name, pieces in used.items() if _overlap(pieces)}
+
+    def head(self, logits: Tensor, generic: set[str], parameters: Mapping[str, Tensor]) -> Head | None:
+        """The last layer, if it is as :class:`raysense.measures.tape.Tape` says."""
+        if self._last_linear is None or not logits.requires_grad:
             return None
-        edge, features, weight = self._last_linear
-        if edge != get_gradient_edge(tape.logits) or features.ndim != 2:
+        edge, features, weight, bias = self._last_linear
+        if edge != get_gradient_edge(logits) or features.ndim != 2:
             return None
-        uses = [use for use in tape.uses if tape.is_head(use)]
-        own = {piece for use in uses for piece in (use.weight, use.bias)}
-        others = {piece for use in tape.uses if not tape.is_head(use) for piece in (use.weight, use.bias)}
-        return None if len(uses) > 1 or (own & others) - {None} else Head(features, weight.detach())
+        own = {name for name, value in parameters.items() if value is weight or value is bias}
+        others = {
+            piece.parameter
+            for use in self.uses
+            if use.edge != edge
+            for piece in (use.weight, use.bias)
+            if piece is not None
+        }
+        return None if own & (others | generic) else Head(features, weight.detach())
 
-    def _note_linear(self, result: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        if result.requires_grad and input.requires_grad and not weight.requires_grad:
-            self._last_linear = get_gradient_edge(result), input, weight
-        else:
-            self._last_linear = None
-
-    def key_of(self, piece: Piece) -> Any:
-        """Which node of the graph a piece is."""
-        return self._edges[piece]
-
-    @property
-    def parts(self) -> dict[Any, Piece]:
-        """The nodes of the parts that were split off."""
-        return {edge_key(part): piece for piece, part in self._noting.part_tensors.items() if part.requires_grad}
-
-    def overwritten(self, index: int) -> bool:
-        """Whether the input of a use was changed in place afterwards."""
-        tensor, version = self._versions[index]
-        return tensor._version != version
-
-    def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Piece, Tensor]]:
-        values = [*args, *kwargs.values()]
-        return [(piece, value) for value in values if (piece := self._noting.find(value)) is not None]
-
-    def _noted(self, use: Use, output: Tensor) -> Tensor:
+    def _note(self, use: Use, output: Tensor, arguments: Sequence[Any]) -> None:
         index = len(self.uses)
         self._versions.append((use.input, use.input._version))
+        self._arguments.append(
+            [
+                (piece, edge_key(value))
+                for value in arguments
+                if (piece := self._noting.find(value)) is not None and value.requires_grad
+            ]
+        )
         if index in self._clone:
             use.input = use.input.clone()
         use.layout = self._layout(index)
         use.output_shape = tuple(output.shape)
+        use.edge = get_gradient_edge(output) if output.requires_grad else None
         self.uses.append(use)
-        if self._without_graph:
-            return output
-        if not output.requires_grad:
-            # The graph begins here. A clone, since what follows may work in place, which a leaf does not bear.
-            output = output.detach().requires_grad_(True).clone()
-        use.edge = get_gradient_edge(output)
-        return output
+        self.signature.append((type(use), use.weight, use.bias))
+
+    def _note_linear(self, result: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        plain = weight.is_leaf and weight.ndim == 2 and (bias is None or bias.is_leaf)
+        if result.requires_grad and input.requires_grad and plain:
+            self._last_linear = get_gradient_edge(result), input, weight, bias
+        else:
+            self._last_linear = None
 
 
 class Pusher(ConstantParameters):
@@ -178,6 +204,8 @@ class Pusher(ConstantParameters):
                 return _open_attention(*args, **kwargs)
         use = recognise(func, args, kwargs, self._noting.find)
         result = super().__torch_function__(func, types, args, kwargs)
+        if not torch.is_grad_enabled():
+            return result
         self._noting.note_split(func, args, kwargs, result)
         if use is None:
             return result
@@ -187,7 +215,7 @@ class Pusher(ConstantParameters):
         if weight is None and bias is None:
             return result
         primal, tangent = forward_ad.unpack_dual(result)
-        moved = use.moved(primal, weight, bias)
+        moved = use.moved(primal, weight, bias).to(primal.dtype)
         if 0 in primal.stride():  # expanded, so that its tangent could not be laid out like it
             primal = primal.contiguous()
         return forward_ad.make_dual(primal, moved if tangent is None else tangent + moved)
@@ -209,3 +237,26 @@ def edge_key(tensor: Tensor) -> Any:
     """The node of the graph, and its output, that a tensor is."""
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
+
+
+def count_edges(logits: Tensor) -> tuple[Counter[Any], set[Any]]:
+    """How many edges of the graph arrive at each output of each node, and all nodes."""
+    counts: Counter[Any] = Counter()
+    if logits.grad_fn is None:
+        return counts, set()
+    waiting, seen = [logits.grad_fn], {logits.grad_fn}
+    while waiting:
+        for node, output in waiting.pop().next_functions:
+            if node is None:
+                continue
+            counts[node, output] += 1
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return counts, seen
+
+
+def _overlap(pieces: set[Piece]) -> bool:
+    """Whether different pieces of a parameter share rows."""
+    ordered = sorted(pieces, key=lambda piece: (piece.start, piece.stop))
+    return any(later.start < earlier.stop for earlier, later in pairwise(ordered))

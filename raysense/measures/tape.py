@@ -36,6 +36,7 @@ class Tape:
         logits: [n, K].
         inputs: The images, which require grad where the input is a target.
         uses: Every recognised use of a target parameter, in order, and the generic parameters; for these n is 1.
+        generic: Names of the generic parameters.
         spanning: Names of parameters that alone can move the logits in every direction: the bias of a last linear layer,
             or its weight where no sample's features are all zero.
         head: The last layer, where it is linear, has a graph before it, and shares no target parameter with others.
@@ -44,6 +45,7 @@ class Tape:
     logits: Tensor
     inputs: Tensor
     uses: list[Use]
+    generic: frozenset[str] = frozenset()
     spanning: frozenset[str] = frozenset()
     head: Head | None = None
 

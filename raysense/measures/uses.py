@@ -12,7 +12,7 @@ Elementwise uses are in ``raysense.measures.elementwise``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -113,8 +113,21 @@ class Use(ABC):
 
     def forget(self) -> None:
         """Keep shapes alone."""
+        self.release()
         self.input = self.input.to("meta")
         self.edge = None
+
+    def release(self) -> None:
+        """Give up what was made of the input and can be made again."""
+        for name in ("columns", "normalised"):
+            self.__dict__.pop(name, None)
+
+    def leave(self, generic: Collection[str]) -> None:
+        """Forget the parameters of these names."""
+        if self.weight is not None and self.weight.parameter in generic:
+            self.weight = None
+        if self.bias is not None and self.bias.parameter in generic:
+            self.bias = None
 
 
 class OuterUse(Use):
@@ -139,7 +152,8 @@ class OuterUse(Use):
 
     def weight_gradient(self, gradient: Tensor) -> Tensor:
         """Sum of outer products over tokens."""
-        return torch.matmul(self.heads(gradient), self.columns.transpose(2, 3)).flatten(1)
+        heads = self.heads(gradient).to(self.columns.dtype)  # of another precision under autocast
+        return torch.matmul(heads, self.columns.transpose(2, 3)).flatten(1)
 
     def bias_gradient(self, gradient: Tensor) -> Tensor:
         """Sum over tokens."""
@@ -150,9 +164,10 @@ class OuterUse(Use):
         groups, inputs, outputs, tokens = self.geometry()
         heads = self.columns.new_zeros((self.samples, groups, outputs, tokens))
         if weight is not None:
-            heads = torch.matmul(weight.view(self.samples, groups, outputs, inputs), self.columns)
+            shaped = weight.view(self.samples, groups, outputs, inputs)
+            heads = torch.matmul(shaped.to(self.columns.dtype), self.columns)
         if bias is not None:
-            heads = heads + bias.view(self.samples, groups, outputs, 1)
+            heads = heads + bias.view(self.samples, groups, outputs, 1).to(heads.dtype)
         return self.body(heads, output)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from raysense.errors import UsageError, first_line
+from raysense.measures.differences import try_passes
+from raysense.measures.influence import GRADIENT_BYTES
 from raysense.measures.perturbed import Perturbed
 from raysense.measures.targets import Pixels, Target, layer_parameters, matching
 from raysense.models import LoadedModel
-from raysense.networks import Normalize
+from raysense.networks import ExportedModel, Normalize
 from raysense.scans._sampled import Examined
 from raysense.scans.influence import InfluenceSpec
 from raysense.scans.sampled import split_text
@@ -50,8 +52,11 @@ def layers_of(model: LoadedModel) -> dict[str, tuple[str, ...]]:
 
 
 def shown_name(model: LoadedModel, name: str) -> str:
-    """A name as the user knows it, without the normalisation in front."""
-    return name.removeprefix("module").removeprefix(".") if isinstance(model.module, Normalize) else name
+    """A name as the user knows it, without the normalisation in front and the exported program around it."""
+    module = model.module
+    if isinstance(module, Normalize):
+        module, name = module.module, name.removeprefix("module").removeprefix(".")
+    return name.removeprefix("program").removeprefix(".") if isinstance(module, ExportedModel) else name
 
 
 def examined(spec: InfluenceSpec, model: LoadedModel, images: torch.Tensor) -> Examined:
@@ -70,11 +75,11 @@ def examined(spec: InfluenceSpec, model: LoadedModel, images: torch.Tensor) -> E
         return Examined(facts)
     perturbed = Perturbed(model.module, targets)
     try:
-        perturbed.forward(images)
-    except RuntimeError as error:
+        try_passes(perturbed, images, GRADIENT_BYTES)
+    except Exception as error:  # a model may raise anything
         raise UsageError(
-            f"model {spec.model!r} has no gradient with respect to its parameters ({first_line(error)}); scan a model that "
-            "is differentiable throughout, or use --method bound"
+            f"model {spec.model!r} gives no gradients with respect to its parameters ({first_line(error)}); scan a model "
+            "that is differentiable throughout, without checkpointing, or use --target input"
         ) from error
     return Examined(facts, tuple(_notes(model, perturbed)))
 

@@ -1,4 +1,4 @@
-"""All benchmarks, or those named (``influence``, ``engine``, ``sql``), in one report."""
+"""All benchmarks, or those named (``influence``, ``layers``, ``engine``, ``sql``), in one report."""
 
 from __future__ import annotations
 
