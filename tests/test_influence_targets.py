@@ -209,7 +209,7 @@ def test_generic_layers_are_said_once_and_frozen_ones_left_out(tmp_path: Path) -
     tables, prepared = compute_here(**{**spec, "model": f"{tmp_path}/models.py:frozen"})
     assert prepared.facts["model"]["layers"] == ["head"]
     assert prepared.notes == ()
-    with pytest.raises(UsageError, match="gives no gradients with respect to its parameters .*without checkpointing"):
+    with pytest.raises(UsageError, match=r"gives no gradients with respect to its parameters .*without checkpointing"):
         compute_here(**{**spec, "model": f"{tmp_path}/models.py:checkpointed"})
     with pytest.raises(UsageError, match="has no trainable parameters; use --target input"):
         compute_here(**{**spec, "model": f"{tmp_path}/models.py:all_frozen"})

@@ -89,7 +89,7 @@ def _notes(model: LoadedModel, perturbed: Perturbed) -> list[str]:
     if capture is None:
         return []
     if capture.generic:
-        names = [shown_name(model, name) for name in capture.generic]
+        names = [shown_name(model, name) for name in capture.parameters if name in capture.generic]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return [
             f"parameters {', '.join(names[:5])}{more} enter operators without a formula of their own: their gradients are "
