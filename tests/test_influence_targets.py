@@ -185,12 +185,21 @@ def frozen():
     network.rows.requires_grad_(False)
     return network
 
-class Checkpointed(Recurrent):
-    def forward(self, x):
-        from torch.utils.checkpoint import checkpoint
-        return checkpoint(super().forward, x, use_reentrant=True)
+class Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight): return x * weight
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.needs_input_grad[1]: raise RuntimeError("the weight has no derivative")
+        return gradient, None
 
-def checkpointed(): return Checkpointed()
+class Refusing(Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+    def forward(self, x): return super().forward(Refuses.apply(x, self.scale))
+
+def refusing(): return Refusing()
 
 def all_frozen(): return Recurrent().requires_grad_(False)
 """
@@ -209,7 +218,9 @@ def test_generic_layers_are_said_once_and_frozen_ones_left_out(tmp_path: Path) -
     tables, prepared = compute_here(**{**spec, "model": f"{tmp_path}/models.py:frozen"})
     assert prepared.facts["model"]["layers"] == ["head"]
     assert prepared.notes == ()
-    with pytest.raises(UsageError, match=r"gives no gradients with respect to its parameters .*without checkpointing"):
-        compute_here(**{**spec, "model": f"{tmp_path}/models.py:checkpointed"})
+    with pytest.raises(
+        UsageError, match=r"gives no gradients with respect to its parameters \(the weight has no derivative\)"
+    ):
+        compute_here(**{**spec, "model": f"{tmp_path}/models.py:refusing"})
     with pytest.raises(UsageError, match="has no trainable parameters; use --target input"):
         compute_here(**{**spec, "model": f"{tmp_path}/models.py:all_frozen"})
