@@ -209,7 +209,7 @@ def test_ctrl_c_on_a_terminal_commits_what_is_done_and_says_how_to_resume(comman
         except OSError:
             break
     _, status = os.waitpid(pid, 0)
-    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode()
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode(errors="replace")
     assert os.waitstatus_to_exitcode(status) == 130
     assert f"finish with: raysense resume {out}" in text.replace("\r\n", "").replace("\n", "")
     assert re.search(r"workers [12]/2", text)

@@ -14,9 +14,9 @@ from raysense.measures.influence import TargetInfluence
 from raysense.measures.pixel_attack import OnePixelAttack
 from raysense.measures.pixel_maps import PixelMaps
 from raysense.measures.targets import Target
+from raysense.scans._influence_tables import INFLUENCE, INFLUENCE_MAPS, PIXEL_ATTACKS
 from raysense.scans.base import Prepared
 from raysense.scans.influence import InfluenceSpec
-from raysense.scans.influence_tables import INFLUENCE, INFLUENCE_MAPS, PIXEL_ATTACKS
 
 
 class Cook(NamedTuple):

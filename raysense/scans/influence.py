@@ -104,7 +104,7 @@ class InfluenceScan(Scan):
     @classmethod
     def schemas(cls) -> Mapping[str, pa.Schema]:
         """Tables samples, influence, influence_maps, pixel_attacks and units."""
-        from raysense.scans.influence_tables import influence_schemas
+        from raysense.scans._influence_tables import influence_schemas
 
         return influence_schemas()
 

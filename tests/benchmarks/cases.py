@@ -13,7 +13,6 @@ import torch
 from harness import interleaved
 from shared_data import shared_data
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50
 
 from raysense.datasets import open_data
 from raysense.measures.perturbed import Perturbed
@@ -102,15 +101,13 @@ def cifar_size(classes: int, count: int) -> Case:
             return cifar10(count)
         except pytest.skip.Exception as absent:
             print(f"random weights and images instead of CIFAR-10: {absent}")
-    torch.manual_seed(0)
     module = load_model(f"{ZOO / 'cifar_resnet.py'}:resnet?depth=20&classes={classes}").module
     return _random_images("ResNet-20, random weights", module, classes, count, 32)
 
 
 def imagenet_resnet18(classes: int, count: int) -> Case:
     """torchvision's ResNet-18, 11 million parameters, on random images of 64 x 64."""
-    torch.manual_seed(0)
-    module = resnet18(num_classes=classes).eval().requires_grad_(False)
+    module = load_model(f"torchvision:resnet18?weights=none&num_classes={classes}").module
     return _random_images("ResNet-18 at 64 x 64, random weights", module, classes, count, 64)
 
 
@@ -119,8 +116,7 @@ def imagenet_resnet50(count: int) -> Case:
 
     A random class of a network that was not trained has hardly any probability, and takes all 999 passes.
     """
-    torch.manual_seed(0)
-    module = resnet50(num_classes=1000).eval().requires_grad_(False)
+    module = load_model("torchvision:resnet50?weights=none").module
     case = _random_images("ResNet-50 at 224 x 224, random weights, predicted class", module, 1000, count, 224)
     with torch.no_grad():
         labels = module(case.images).argmax(1)
