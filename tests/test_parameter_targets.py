@@ -649,6 +649,17 @@ def test_certified_intervals_of_layers_contain_the_exact_value(tolerance: float)
     torch.testing.assert_close(one.jacobian_norm, exact.jacobian_norm[:, :2], rtol=1e-7, atol=0)
 
 
+def test_an_infinite_bound_is_certified_at_once() -> None:
+    network = Wrapped(lambda net, x: net.head(x.flatten(1)), head=nn.Linear(48, 40)).double().requires_grad_(False)
+    network.head.weight.mul_(1e4)
+    targets = all_targets(network)[:1]
+    x = some_images()
+    result = certified_influence(Perturbed(network, targets), x, network(x).argmin(1))
+    assert result.bound.isinf().all()
+    assert result.lower.isinf().all()
+    assert result.n_backward.tolist() == [1] * 3
+
+
 def test_directions_in_the_input_are_a_target_of_their_own() -> None:
     """As a semantic scan adds them: brightness and contrast of an image, two parameters."""
     network, x = build("conv2d, 1 x 1, no bias"), some_images()

@@ -194,7 +194,9 @@ def _all_certified(
                     for name in _BY_TARGET:
                         column = getattr(result, name)
                         column[chunk, index] = torch.where(fresh, getattr(part, name), column[chunk, index])
-                    done = (part.upper - part.lower <= tolerance * part.upper) | part.upper.isnan() | problem.exact
+                    # Equal where both are infinite, too, whose difference is not a number.
+                    narrow = (part.upper == part.lower) | (part.upper - part.lower <= tolerance * part.upper)
+                    done = narrow | part.upper.isnan() | problem.exact
                     missing[chunk, index] &= ~done
                 result.n_backward[chunk] += differences.passes
                 rest = missing[chunk].any(1)
