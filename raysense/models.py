@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raysense.digits import DIGIT_CLASSES, trained_digits
 from raysense.errors import first_line
-from raysense.networks import ExportedModel, Normalize, check_exported, load_checkpoint
+from raysense.networks import ExportedModel, Normalize, arrange_convolutions, check_exported, load_checkpoint
 from raysense.preprocessing import Preprocessing
 from raysense.references import (
     Reference,
@@ -92,6 +92,8 @@ def load_model(reference: str, device: str | torch.device = "cpu") -> LoadedMode
         module = network.module.to(device).eval()
         for parameter in module.parameters():  # a scripted module has no requires_grad_
             parameter.requires_grad_(False)
+        if torch.device(device).type == "cpu":
+            arrange_convolutions(module)
     except (RuntimeError, AssertionError) as error:
         raise parsed.error(f"cannot be put on device {device} ({first_line(error)}); choose another device") from error
     constants = module.constants if isinstance(module, Normalize) else None

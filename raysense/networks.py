@@ -68,6 +68,17 @@ class ExportedModel(nn.Module):
         return self.program(images)  # type: ignore[no-any-return]
 
 
+def arrange_convolutions(module: nn.Module) -> None:
+    """Lay the weights of 2-d convolutions out with the channels last, as images on a CPU are.
+
+    Otherwise the backward pass of a convolution copies its weight every time. Subclasses, whose code may ask for views of
+    the weight, are left alone.
+    """
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def check_exported(program: torch.export.ExportedProgram, reference: Reference) -> None:
     """Refuse a program with a fixed batch size, several inputs, or in training mode, each with its mend."""
     inputs = program.graph_signature.user_inputs
