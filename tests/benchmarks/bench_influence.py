@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cases import Case, Work, batched, cifar10, fastest_size, imagenet
 from harness import Memory, Verdict, interleaved, print_ratio, print_sides, print_title, print_verdict
-from rivals import input_by_torch_func
+from rivals import input_by_torch_func, with_plain_weights
 
 from raysense.digits import load_digits
 from raysense.measures.influence import certified_influence, exact_influence
@@ -53,9 +53,9 @@ def at_ten_classes(count: int, rounds: int) -> list[Verdict]:
     case = small_case(count)
     images, labels = case.images, case.labels
     certified, exact, reference = "certified 1e-3", "exact", "vmap(jacrev)"
-    perturbed = case.perturbed("input")
+    perturbed, plain = case.perturbed("input"), with_plain_weights(case.module)
     sides: dict[str, Work] = {
-        reference: lambda x, y: input_by_torch_func(case.module, x, y),
+        reference: lambda x, y: input_by_torch_func(plain, x, y),
         exact: lambda x, y: exact_influence(perturbed, x, y).fi[:, 0],
         certified: lambda x, y: certified_influence(perturbed, x, y, 1e-3).fi[:, 0],
     }

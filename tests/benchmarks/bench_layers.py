@@ -32,6 +32,7 @@ from rivals import (
     missing,
     parameters_by_curvlinops,
     values_of,
+    with_plain_weights,
 )
 
 from raysense.measures.influence import certified_influence, exact_influence
@@ -83,8 +84,8 @@ def side(name: str, case: Case, double: bool) -> Work:
     if name == OURS:
         perturbed = case.perturbed("layer")
         return lambda x, y: values_of(exact_influence(perturbed, x, y))
-    rival = RIVALS[name]
-    return lambda x, y: rival(case.module, x, y, double)
+    rival, module = RIVALS[name], with_plain_weights(case.module)
+    return lambda x, y: rival(module, x, y, double)
 
 
 def against(trial: Trial, rivals: Sequence[str], rounds: int) -> list[Verdict]:
@@ -162,9 +163,10 @@ def against_fisher_products() -> None:
         "parameters, exact": lambda: exact_influence(perturbed, case.images, case.labels).fi[:, 0],
         "parameters, certified 1e-3": lambda: certified_influence(perturbed, case.images, case.labels, 1e-3).fi[:, 0],
     }
+    module = with_plain_weights(case.module)
     names = {count: f"curvlinops CG, {count} iterations" for count in (9, 20)}
     for count, name in names.items():
-        sides[name] = partial(parameters_by_curvlinops, case.module, case.images, case.labels, count)
+        sides[name] = partial(parameters_by_curvlinops, module, case.images, case.labels, count)
     print_title(f"FI of all parameters at once, K = 10: {case.title}, {len(case.images)} images")
     for name, work in sides.items():
         print(f"  {name}: largest relative error {float((work() / exact - 1).abs().max()):.1e}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib.util import find_spec
 
 import torch
@@ -26,6 +27,14 @@ def missing(package: str) -> str | None:
         return None
     name = {"curvlinops": "curvlinops-for-pytorch"}.get(package, package)
     return f"{package} is not installed; python -m pip install {name}"
+
+
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """A copy whose weights are laid out as PyTorch makes them: ours are arranged for our passes, not for others."""
+    plain = deepcopy(model)
+    for value in plain.parameters():
+        value.data = value.data.contiguous()
+    return plain
 
 
 def values_of(result: TargetInfluence) -> Tensor:
