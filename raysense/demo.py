@@ -20,7 +20,7 @@ FROM fi_outliers(n := 5) WHERE target = 'input' ORDER BY place
 _AT_BOUND = """
 SELECT what, at_bound FROM (
     SELECT 0 AS scale, row_number() OVER () AS place, concat_ws(' ', target, layer) AS what, fraction_at_bound AS at_bound
-    FROM fi_informative() WHERE target <> 'pixels'
+    FROM fi_informative()
     UNION ALL
     SELECT scale, 0, concat(scale, ' x ', scale, ' pixels'), avg((value >= (1 - 1e-6) * fi_bound)::INT)
     FROM (SELECT scale, fi_bound, unnest(fi) AS value FROM influence_maps) GROUP BY scale

@@ -9,8 +9,7 @@ parameters are then autograd's own, and as exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -19,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.elementwise import WholeUse
-from raysense.measures.gradients import in_best_layout, laid_out_like
+from raysense.measures.gradients import in_best_layout, laid_out_like, requiring_grad
 from raysense.measures.layouts import find_samples
 from raysense.measures.recorder import Pusher, Recorder
 from raysense.measures.tape import Tape
@@ -100,7 +99,7 @@ class ParameterCapture:
         if overwritten := recorder.overwritten() - self._overwritten:
             self._overwritten |= overwritten
             recorder, inputs, logits = self._run(images, with_input)
-        with self._requiring_grad():
+        with requiring_grad(self.parameters.values()):
             generic = recorder.unrecognised(logits, self.parameters) if self.parameters else set()
             wholes = [self._whole_use(name) for name in self.parameters if name in generic]
         head = recorder.head(logits, generic, self.parameters)
@@ -114,7 +113,7 @@ class ParameterCapture:
     def _run(self, images: Tensor, with_input: bool) -> tuple[Recorder, Tensor, Tensor]:
         def work(inputs: Tensor) -> tuple[Recorder, Tensor, Tensor]:
             recorder = Recorder(self._pieces(), self._layout_of(len(images)), self._overwritten)
-            with self._requiring_grad(), torch.enable_grad(), recorder:
+            with requiring_grad(self.parameters.values()), torch.enable_grad(), recorder:
                 inputs = inputs.detach().requires_grad_(with_input)
                 return recorder, inputs, self.module(inputs)
 
@@ -147,18 +146,6 @@ class ParameterCapture:
                 return torch.zeros_like(output) if tangent is None else tangent.clone()
 
         return in_best_layout(images, work)
-
-    @contextmanager
-    def _requiring_grad(self) -> Iterator[None]:
-        """The target parameters require grad meanwhile, so that the graph shows where they enter."""
-        required = [(value, value.requires_grad) for value in self.parameters.values()]
-        try:
-            for value, _ in required:
-                value.requires_grad_(True)
-            yield
-        finally:
-            for value, before in required:
-                value.requires_grad_(before)
 
     def _pieces(self) -> dict[int, Piece]:
         return {id(value): whole_piece(name, value) for name, value in self.parameters.items()}

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.fisher import log_odds_against
-from raysense.measures.gradients import Model, forward_with_graph
+from raysense.measures.gradients import Model, forward_with_graph, requiring_grad
 
 HessianProduct = Callable[[Tensor], Tensor]
 """Maps [N, P] to [N, P]: the product of each sample's Hessian and its vector."""
@@ -198,11 +197,11 @@ def cook_of_parameters(
     Raises:
         AttributeError: The module has no parameter of that name.
     """
-    leaves = {name: module.get_parameter(name).detach().clone().requires_grad_(True) for name in names}
+    parameters = [module.get_parameter(name) for name in names]
     images = image if image.ndim == 4 else image[None]
-    with sdpa_kernel(SDPBackend.MATH):
-        raw, inputs = forward_with_graph(lambda x: functional_call(module, leaves, (x,)), images)
-        perturbed = [*leaves.values(), inputs] if with_input else list(leaves.values())
+    with requiring_grad(parameters), sdpa_kernel(SDPBackend.MATH):
+        raw, inputs = forward_with_graph(module, images)
+        perturbed = [*parameters, inputs] if with_input else parameters
         classes = torch.tensor([cls], device=raw.device)
         gradient, product = _derivatives(_surprise(raw, classes).sum(), perturbed, 1)
         return cook_influence(product, gradient, tolerance, iterations, seed)

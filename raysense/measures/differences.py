@@ -54,7 +54,6 @@ class Differences:
         with_input = any(self._targets[index].input is not None for index in active)
         self._tape = perturbed.record(images, with_input)
         self._with_input = with_input
-        self._raw_rows: Tensor | None = None
         self.spanning = self._tape.spanning
         self.logits = self._tape.logits.detach().double()
         self.dtype = self._tape.logits.dtype
@@ -78,10 +77,10 @@ class Differences:
                 yield from self._added(uses.piece, self._at_head(uses), sums, missing)
         with_input = self._with_input
         for group in in_groups(before, len(self._sweep), len(self._images), self._room) if before else [[]]:
-            held = self._held(group, with_input)
-            if with_input:
-                yield from self._input_added(sums, missing)
-                with_input = False
+            held, rows = self._held(group, with_input)
+            if rows is not None:
+                yield from self._input_added(rows, sums, missing)
+            with_input = False
             for uses, gradients in held:
                 yield from self._added(
                     uses.piece, self._sweep.placed(self._sweep.mixed(gradients.gram())), sums, missing
@@ -98,10 +97,10 @@ class Differences:
                 missing[index] -= 1
         yield from self._complete(sums, missing)
 
-    def _input_added(self, sums: dict[int, Tensor], missing: dict[int, int]) -> Iterator[tuple[int, Tensor]]:
-        """The same for the input's rows."""
-        raw = self._raw_rows
-        assert raw is not None
+    def _input_added(
+        self, raw: Tensor, sums: dict[int, Tensor], missing: dict[int, int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The same for the input's gradients [n, passes, P]."""
         if not self._sweep.by_feature:
             self.rows = raw = self._sweep.placed_rows(raw, self._earlier)
         for index in self._active:
@@ -166,22 +165,23 @@ class Differences:
             empty = self._problem.full.new_zeros((len(self._images), self._problem.positions, self._problem.positions))
             yield index, sums.pop(index, empty)
 
-    def _held(self, group: Sequence[PieceUses], with_input: bool) -> list[tuple[PieceUses, HeldGradients]]:
-        """Gradients with respect to a group of pieces, and the input's rows, from one sweep."""
+    def _held(
+        self, group: Sequence[PieceUses], with_input: bool
+    ) -> tuple[list[tuple[PieceUses, HeldGradients]], Tensor | None]:
+        """Gradients with respect to a group of pieces, and the input's [n, passes, P] where asked for, from one sweep."""
         count = len(self._sweep)
         inputs = self._tape.inputs
         held = [(uses, HeldGradients(uses, count)) for uses in group]
         rows = inputs.new_empty((len(inputs), count, inputs[0].numel())) if with_input else None
         if not group and rows is None:
-            return []
+            return [], None
         for number, found in enumerate(self._sweep.gradients(sources_of(group, inputs if with_input else None))):
             for uses, gradients in held:
                 gradients.add([found.pop(0) for _ in uses.uses])
             if rows is not None:
                 rows[:, number] = found.pop(0).flatten(1)
-        self._raw_rows = rows
         self.passes += count
-        return held
+        return held, rows
 
     def _at_head(self, uses: PieceUses) -> Tensor:
         """Gram matrices of a piece of the last layer, the gradients of whose output are known without a pass."""

@@ -14,6 +14,7 @@ At full rank K - 1, phi lies in the range and FI = (1 - p_y) / p_y in closed for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,21 @@ def odds_against(logits: Tensor, classes: Tensor) -> Tensor:
         [N] float64; infinite where it exceeds the range of float64.
     """
     return torch.exp(log_odds_against(logits, classes))
+
+
+def log_odds_against(logits: Tensor, classes: Tensor) -> Tensor:
+    """log((1 - p_y) / p_y): finite and with all its digits where the odds over- or underflow; differentiable.
+
+    Args:
+        logits: [N, K] float64.
+        classes: [N] int64, y.
+
+    Returns:
+        [N] float64.
+    """
+    chosen = logits.gather(1, classes[:, None])
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return torch.logsumexp(others - chosen, dim=1)
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
@@ -100,17 +116,15 @@ def influence(logits: Tensor, gram: Tensor, classes: Tensor, reference: Tensor, 
         largest = eigenvalues[:, -1:].clamp_min(0)
         found = (eigenvalues > rtol * largest).sum(1)
         rank[open_ranks] = found
-        # The ranks of a batch are few.
-        for value in found.unique().tolist():
-            if value == count - 1:
-                continue
-            among = (found == value).nonzero().squeeze(1)
-            chosen = open_ranks[among]
-            if value == 0:
-                fi[chosen], move[chosen] = 0.0, 0.0
-                continue
-            basis = eigenvectors[among][:, :, count - value :]
-            fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
+        lower = open_ranks[found < count - 1]
+        vectors = eigenvectors[found < count - 1]
+        fi[lower], move[lower] = _by_rank(
+            rank[lower],
+            lambda chosen, value: vectors[chosen][:, :, count - value :],
+            logits[lower],
+            classes[lower],
+            reference[lower],
+        )
     return Influence(torch.minimum(fi, upper), upper, rank, move)
 
 
@@ -120,6 +134,27 @@ def _certainly_full_rank(gram: Tensor, reference: Tensor, rtol: float) -> Tensor
     shift = torch.full_like(gram[:, 0], -rtol).scatter(1, reference[:, None], 1.0) * trace
     info: Tensor = torch.linalg.cholesky_ex(gram + torch.diag_embed(shift)).info
     return (info == 0) & (trace.squeeze(1) > 0)
+
+
+def _by_rank(
+    rank: Tensor, basis: Callable[[Tensor, int], Tensor], logits: Tensor, classes: Tensor, reference: Tensor
+) -> tuple[Tensor, Tensor]:
+    """FI [N] and moves [N, K] below full rank, zero at rank 0.
+
+    Args:
+        rank: [N].
+        basis: Gives bases [n, K, q] of the ranges for the positions [n] of samples of rank q.
+        logits: [N, K].
+        classes: [N].
+        reference: [N].
+    """
+    fi, move = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits)
+    for value in rank.unique().tolist():  # the ranks of a batch are few
+        if value == 0:
+            continue
+        chosen = (rank == value).nonzero().squeeze(1)
+        fi[chosen], move[chosen] = _project(logits[chosen], basis(chosen, value), classes[chosen], reference[chosen])
+    return fi, move
 
 
 def _project(logits: Tensor, basis: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,21 +286,6 @@ def published_influence(logits: Tensor, gram: Tensor, classes: Tensor, epsilon: 
     return (terms**2).sum(1), kept.sum(1)
 
 
-def log_odds_against(logits: Tensor, classes: Tensor) -> Tensor:
-    """log((1 - p_y) / p_y): finite and with all its digits where the odds over- or underflow; differentiable.
-
-    Args:
-        logits: [N, K] float64.
-        classes: [N] int64, y.
-
-    Returns:
-        [N] float64.
-    """
-    chosen = logits.gather(1, classes[:, None])
-    others = logits.scatter(1, classes[:, None], -torch.inf)
-    return torch.logsumexp(others - chosen, dim=1)
-
-
 def influence_of_rows(
     logits: Tensor, rows: Tensor, classes: Tensor, reference: Tensor, rtol: float = RANK_RTOL
 ) -> Influence:
@@ -291,14 +311,12 @@ def influence_of_rows(
     eigenvalues, eigenvectors = torch.linalg.eigh(rows.transpose(1, 2) @ rows)
     rank = (eigenvalues > rtol * eigenvalues[:, -1:].clamp_min(0)).sum(1)
     upper = odds_against(logits, classes)
-    fi, move = torch.zeros_like(upper), torch.zeros_like(logits)
-    for value in rank.unique().tolist():
-        if value == 0:
-            continue
-        chosen = (rank == value).nonzero().squeeze(1)
-        basis = rows[chosen] @ eigenvectors[chosen, :, size - value :]
-        basis = basis / eigenvalues[chosen, None, size - value :].sqrt()
-        fi[chosen], move[chosen] = _project(logits[chosen], basis, classes[chosen], reference[chosen])
+
+    def basis(chosen: Tensor, value: int) -> Tensor:
+        spanned: Tensor = rows[chosen] @ eigenvectors[chosen, :, size - value :]
+        return spanned / eigenvalues[chosen, None, size - value :].sqrt()
+
+    fi, move = _by_rank(rank, basis, logits, classes, reference)
     return Influence(torch.minimum(fi, upper), upper, rank, move)
 
 

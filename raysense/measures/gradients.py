@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -75,6 +76,19 @@ def in_best_layout(images: Tensor, work: Callable[[Tensor], Result]) -> Result:
         if "view size is not compatible" not in str(error):
             raise
         return work(images.contiguous())
+
+
+@contextmanager
+def requiring_grad(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """The parameters themselves require grad meanwhile, wherever a module reaches them from; then as before."""
+    required = [(value, value.requires_grad) for value in parameters]
+    try:
+        for value, _ in required:
+            value.requires_grad_(True)
+        yield
+    finally:
+        for value, before in required:
+            value.requires_grad_(before)
 
 
 def laid_out_like(images: Tensor, directions: Tensor) -> Tensor:

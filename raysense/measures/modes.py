@@ -24,7 +24,10 @@ class AffineBatchNorm(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        return self._called(func, args, dict(kwargs or {}))
+
+    def _called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What an operator gives."""
         rule = self._rule(func)
         if rule is None:
             return func(*args, **kwargs)
@@ -84,14 +87,8 @@ class ConstantParameters(AffineBatchNorm):
 
     _LINEAR = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs)
+    def _called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = super()._called(func, args, kwargs)
         if torch.is_grad_enabled():
             return result
         # Where a model turns gradients off, what it computes is a constant; forward mode would go on regardless.

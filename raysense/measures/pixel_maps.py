@@ -193,7 +193,7 @@ class _Squares:
         return _DOUBLE * self._logits.shape[1] ** 2 * (2 * pixels + _COPIES * tall * wide)
 
     def _row_bytes(self, tall: int, wide: int, sides: tuple[int, int], depth: int) -> int:
-        """Bytes for a tile from the gradients of every square; besides them a permutation of K x K."""
+        """Bytes for a tile from the gradients of every square."""
         count = self._logits.shape[1]
         return _DOUBLE * tall * wide * _COPIES * count * depth * sides[0] * sides[1]
 

@@ -81,12 +81,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Use | None:
-    pieces = find(weight), find(bias)
     # Statistics of the batch mix its samples.
-    if not any(pieces) or training or running_mean is None or running_var is None:
+    if training or running_mean is None or running_var is None:
         return None
-    standardise = partial(_standardised, running_mean, running_var, eps)
-    return NormUse(_plain(input), *pieces, standardise=standardise, trailing=0)
+    return _norm(find, input, weight, bias, partial(_standardised, running_mean, running_var, eps))
 
 
 def _instance_norm(
@@ -100,15 +98,9 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Use | None:
-    pieces = find(weight), find(bias)
-    if not any(pieces):
-        return None
     if use_input_stats:
-        return NormUse(_plain(input), *pieces, standardise=partial(functional.instance_norm, eps=eps), trailing=0)
-    if running_mean is None or running_var is None:
-        return None
-    standardise = partial(_standardised, running_mean, running_var, eps)
-    return NormUse(_plain(input), *pieces, standardise=standardise, trailing=0)
+        return _norm(find, input, weight, bias, partial(functional.instance_norm, eps=eps))
+    return _batch_norm(find, input, running_mean, running_var, weight, bias, eps=eps)
 
 
 def _group_norm(
@@ -119,11 +111,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Use | None:
-    pieces = find(weight), find(bias)
-    if not any(pieces):
-        return None
-    standardise = partial(functional.group_norm, num_groups=num_groups, eps=eps)
-    return NormUse(_plain(input), *pieces, standardise=standardise, trailing=0)
+    return _norm(find, input, weight, bias, partial(functional.group_norm, num_groups=num_groups, eps=eps))
 
 
 def _layer_norm(
@@ -134,11 +122,8 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Use | None:
-    pieces = find(weight), find(bias)
-    if not any(pieces):
-        return None
     standardise = partial(functional.layer_norm, normalized_shape=list(normalized_shape), eps=eps)
-    return NormUse(_plain(input), *pieces, standardise=standardise, trailing=len(normalized_shape))
+    return _norm(find, input, weight, bias, standardise, len(normalized_shape))
 
 
 def _rms_norm(
@@ -148,11 +133,20 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Use | None:
-    piece = find(weight)
-    if piece is None:
-        return None
     standardise = partial(functional.rms_norm, normalized_shape=list(normalized_shape), eps=eps)
-    return NormUse(_plain(input), piece, None, standardise=standardise, trailing=len(normalized_shape))
+    return _norm(find, input, weight, None, standardise, len(normalized_shape))
+
+
+def _norm(
+    find: Lookup,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    standardise: Callable[[Tensor], Tensor],
+    trailing: int = 0,
+) -> Use | None:
+    pieces = find(weight), find(bias)
+    return NormUse(_plain(input), *pieces, standardise=standardise, trailing=trailing) if any(pieces) else None
 
 
 def _embedding(
@@ -169,7 +163,7 @@ def _embedding(
     if piece is None or max_norm is not None or scale_grad_by_freq or sparse:
         return None
     padding = None if padding_idx is None or padding_idx == -1 else padding_idx % weight.shape[0]
-    return EmbeddingUse(input, piece, None, entries=weight.shape[0], width=weight.shape[1], padding=padding)
+    return EmbeddingUse(input, piece, None, outputs=weight.shape[1], entries=weight.shape[0], padding=padding)
 
 
 def _add(find: Lookup, input: Any, other: Any, *rest: Any, **named: Any) -> Use | None:

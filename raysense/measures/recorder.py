@@ -50,7 +50,43 @@ class Noting:
         return whole
 
 
-class Recorder(AffineBatchNorm):
+class _Watching(AffineBatchNorm):
+    """Sees every call in which the model asks for gradients, and which target parameters it uses.
+
+    Args:
+        pieces: The target parameters by the id of their tensor.
+        layout: Gives the layout of the use of an index.
+    """
+
+    def __init__(self, pieces: Mapping[int, Piece], layout: Callable[[int], Layout]) -> None:
+        super().__init__()
+        self._noting = Noting(pieces)
+        self._layout = layout
+
+    def _called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return _open_attention(*args, **kwargs)
+        use = recognise(func, args, kwargs, self._noting.find)
+        result = super()._called(func, args, kwargs)
+        return self._seen(func, args, kwargs, use, result) if torch.is_grad_enabled() else result
+
+    def _seen(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], use: Use | None, result: Any
+    ) -> Any:
+        """What the model gets for the result of a call.
+
+        Args:
+            func: What was called.
+            args: Its arguments.
+            kwargs: Its named arguments.
+            use: The use that it makes of target parameters, if a known one.
+            result: What it gave.
+        """
+        raise NotImplementedError
+
+
+class Recorder(_Watching):
     """Notes the uses of target parameters.
 
     Args:
@@ -71,11 +107,9 @@ class Recorder(AffineBatchNorm):
         overwritten: set[int],
         without_graph: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(pieces, layout)
         self.uses: list[Use] = []
         self.signature: list[object] = []
-        self._noting = Noting(pieces)
-        self._layout = layout
         self._clone = overwritten
         self._without_graph = without_graph
         self._versions: list[tuple[Tensor, int]] = []
@@ -83,21 +117,9 @@ class Recorder(AffineBatchNorm):
         self._splits: list[tuple[Tensor, Any]] = []
         self._last_linear: tuple[GradientEdge, Tensor, Tensor, Tensor | None] | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+    def _seen(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], use: Use | None, result: Any
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.multi_head_attention_forward:
-            with self:
-                return _open_attention(*args, **kwargs)
-        use = recognise(func, args, kwargs, self._noting.find)
-        result = super().__torch_function__(func, types, args, kwargs)
-        if not torch.is_grad_enabled():  # the model asks for no gradients here
-            return result
         whole = self._noting.note_split(func, args, kwargs, result)
         if whole is not None and args[0].requires_grad:
             self._splits.append((result[0], edge_key(args[0])))
@@ -179,33 +201,19 @@ class Recorder(AffineBatchNorm):
             self._last_linear = None
 
 
-class Pusher(ConstantParameters):
+class Pusher(_Watching, ConstantParameters):
     """Forward mode in which target parameters move, each sample's in its own direction."""
 
     def __init__(
         self, pieces: Mapping[int, Piece], layout: Callable[[int], Layout], moves: Mapping[Piece, Tensor]
     ) -> None:
-        super().__init__()
-        self._noting = Noting(pieces)
-        self._layout = layout
+        super().__init__(pieces, layout)
         self._moves = moves
         self._count = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+    def _seen(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], use: Use | None, result: Any
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.multi_head_attention_forward:
-            with self:
-                return _open_attention(*args, **kwargs)
-        use = recognise(func, args, kwargs, self._noting.find)
-        result = super().__torch_function__(func, types, args, kwargs)
-        if not torch.is_grad_enabled():
-            return result
         self._noting.note_split(func, args, kwargs, result)
         if use is None:
             return result

@@ -172,20 +172,14 @@ class OuterUse(Use):
 
 
 @dataclass
-class LinearUse(OuterUse):
-    """``linear``: all dimensions but the last are tokens.
+class TokenUse(OuterUse):
+    """A use in whose output all dimensions but the last are tokens.
 
     Attributes:
         outputs: Size of the output's last dimension.
     """
 
     outputs: int
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """``[n, 1, I, T]``, a view where it can be."""
-        tokens = self.layout.split(self.input).reshape(self.samples, -1, self.input.shape[-1])
-        return tokens.transpose(1, 2).unsqueeze(1)
 
     def heads(self, gradient: Tensor) -> Tensor:
         """``[n, 1, O, T]``."""
@@ -196,6 +190,17 @@ class LinearUse(OuterUse):
         """The inverse of :meth:`heads`."""
         return self.layout.join(heads.squeeze(1).transpose(1, 2), output)
 
+
+@dataclass
+class LinearUse(TokenUse):
+    """``linear``: all dimensions but the last are tokens."""
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """``[n, 1, I, T]``, a view where it can be."""
+        tokens = self.layout.split(self.input).reshape(self.samples, -1, self.input.shape[-1])
+        return tokens.transpose(1, 2).unsqueeze(1)
+
     def geometry(self) -> tuple[int, int, int, int]:
         """1, I, O, T."""
         inputs = self.input.shape[-1]
@@ -203,17 +208,15 @@ class LinearUse(OuterUse):
 
 
 @dataclass
-class EmbeddingUse(OuterUse):
+class EmbeddingUse(TokenUse):
     """``embedding``: a linear map of one-hot rows, whose weight is stored transposed.
 
     Attributes:
         entries: Number of embeddings.
-        width: Size of an embedding.
         padding: The entry without gradient, if any.
     """
 
     entries: int
-    width: int
     padding: int | None
 
     @cached_property
@@ -225,21 +228,12 @@ class EmbeddingUse(OuterUse):
             hot[..., self.padding] = 0
         return hot.transpose(1, 2).unsqueeze(1).to(torch.get_default_dtype())
 
-    def heads(self, gradient: Tensor) -> Tensor:
-        """``[n, 1, width, T]``."""
-        tokens = self.layout.split(gradient).reshape(self.samples, -1, self.width)
-        return tokens.transpose(1, 2).unsqueeze(1)
-
-    def body(self, heads: Tensor, output: Tensor) -> Tensor:
-        """The inverse of :meth:`heads`."""
-        return self.layout.join(heads.squeeze(1).transpose(1, 2), output)
-
     def geometry(self) -> tuple[int, int, int, int]:
-        """1, entries, width, T."""
-        return 1, self.entries, self.width, self.input.numel() // self.samples
+        """1, entries, outputs, T."""
+        return 1, self.entries, self.outputs, self.input.numel() // self.samples
 
     def weight_gradient(self, gradient: Tensor) -> Tensor:
-        """In the weight's own order, ``[n, entries * width]``."""
+        """In the weight's own order, ``[n, entries * outputs]``."""
         heads = self.heads(gradient)
         return torch.matmul(self.columns.to(heads.dtype), heads.transpose(2, 3)).flatten(1)
 
@@ -247,7 +241,7 @@ class EmbeddingUse(OuterUse):
         """The rows of the weight that are looked up."""
         if weight is None or bias is not None:
             raise ValueError("an embedding has a weight and no bias")
-        table = weight.view(self.samples, 1, self.entries, self.width).transpose(2, 3)
+        table = weight.view(self.samples, 1, self.entries, self.outputs).transpose(2, 3)
         return self.body(torch.matmul(table, self.columns.to(table.dtype)), output)
 
 
