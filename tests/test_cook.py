@@ -185,6 +185,26 @@ def test_parameters_without_effect_have_no_influence() -> None:
     assert (result.value.item(), result.error.item()) == (0, 0)
 
 
+def test_parameters_that_a_module_reaches_by_a_reference_of_its_own() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(normal(16, 3))
+            self.kept = [self.weight]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ self.kept[0]
+
+    direct = Direct().requires_grad_(False)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)).double()
+    plain[1].weight.data = direct.weight.T.clone()
+    x = normal(1, 1, 4, 4)
+    found, expected = cook_of_parameters(direct, ["weight"], x, 1), cook_of_parameters(plain, ["1.weight"], x, 1)
+    assert expected.value.abs().item() > 0
+    assert found.value.item() == pytest.approx(expected.value.item(), rel=1e-3)
+    assert not direct.weight.requires_grad
+
+
 def test_confident_samples_keep_their_digits() -> None:
     """p_y is 1 but for 1e-26 and less: the measure is still relative to 1 - p_y."""
     network = tiny_network(3)

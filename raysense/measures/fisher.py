@@ -313,8 +313,9 @@ def influence_of_rows(
     upper = odds_against(logits, classes)
 
     def basis(chosen: Tensor, value: int) -> Tensor:
-        spanned: Tensor = rows[chosen] @ eigenvectors[chosen, :, size - value :]
-        return spanned / eigenvalues[chosen, None, size - value :].sqrt()
+        spanned = rows[chosen] @ eigenvectors[chosen, :, size - value :]
+        scaled: Tensor = spanned / eigenvalues[chosen, None, size - value :].sqrt()
+        return scaled
 
     fi, move = _by_rank(rank, basis, logits, classes, reference)
     return Influence(torch.minimum(fi, upper), upper, rank, move)
