@@ -1,0 +1,98 @@
+"""Boxes in a semantic space: the space's bounds and periods, corners, volumes, and the function they are grown on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Domain(NamedTuple):
+    """The space Omega that boxes live in.
+
+    Attributes:
+        lower: [n] float64.
+        upper: [n] float64, above ``lower``.
+        periodic: [n] bool; where true, ``upper`` and ``lower`` are the same place, and boxes may cross it.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    periodic: Tensor
+
+    @property
+    def extent(self) -> Tensor:
+        """Length of every axis, [n]."""
+        return self.upper - self.lower
+
+    def wrapped(self, points: Tensor) -> Tensor:
+        """Points [..., n] with the periodic coordinates brought into the range; the others as they are."""
+        return torch.where(self.periodic, self.lower + torch.remainder(points - self.lower, self.extent), points)
+
+
+class RegionFunction(Protocol):
+    """f(u) of Hamdi & Ghanem (2020), Eq. (1), for several subjects (shapes or images) at once; values in [0, 1]."""
+
+    def scores(self, points: Tensor, subjects: Tensor) -> Tensor:
+        """Scores [P] float64 at points [P, n] float64 of subjects [P] int64."""
+
+    def scores_and_gradients(self, points: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [P] and their gradients by the point [P, n], float64."""
+
+
+class Evaluator:
+    """A region function that is evaluated once at equal points of one subject, and counts.
+
+    Attributes:
+        requested: Points asked for so far.
+        evaluated: Points that were handed to the function.
+    """
+
+    def __init__(self, function: RegionFunction) -> None:
+        self._function = function
+        self.requested = 0
+        self.evaluated = 0
+
+    def scores(self, points: Tensor, subjects: Tensor) -> Tensor:
+        """Scores [P], as of the function."""
+        distinct, inverse = self._distinct(points, subjects)
+        return self._function.scores(points[distinct], subjects[distinct])[inverse]
+
+    def scores_and_gradients(self, points: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [P] and gradients [P, n], as of the function."""
+        distinct, inverse = self._distinct(points, subjects)
+        scores, gradients = self._function.scores_and_gradients(points[distinct], subjects[distinct])
+        return scores[inverse], gradients[inverse]
+
+    def _distinct(self, points: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the first of equal points, and the place of every point among them."""
+        # Zeros of both signs are one point; bits compare exactly, so that no two points are confused.
+        keys = torch.cat((subjects[:, None], (points + 0.0).view(torch.int64)), dim=1)
+        found, inverse = torch.unique(keys, dim=0, return_inverse=True)
+        first = torch.full((len(found),), len(points), device=points.device).scatter_reduce(
+            0, inverse, torch.arange(len(points), device=points.device), "amin"
+        )
+        self.requested += len(points)
+        self.evaluated += len(found)
+        return first, inverse
+
+
+def corners(lower: Tensor, upper: Tensor) -> Tensor:
+    """Corner points of boxes, Eq. (5).
+
+    Args:
+        lower: [..., n].
+        upper: [..., n].
+
+    Returns:
+        [..., 2^n, n]; corner i has the upper bound on axis k where bit k of i is set.
+    """
+    mask = corner_mask(lower.shape[-1]).to(lower.device)
+    return torch.where(mask, upper[..., None, :], lower[..., None, :])
+
+
+def corner_mask(dimensions: int) -> Tensor:
+    """The binary matrix M of Eq. (5), transposed: [2^n, n] bool; row i holds the bits of i, the lowest first."""
+    numbers = torch.arange(2**dimensions)
+    return (numbers[:, None] >> torch.arange(dimensions)) % 2 == 1
