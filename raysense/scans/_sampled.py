@@ -11,13 +11,12 @@ import pyarrow as pa
 import torch
 
 from raysense.datasets import DataSource, Listing, open_data
-from raysense.devices import resolve_device
-from raysense.errors import SampleError, UsageError, first_line
+from raysense.errors import SampleError, UsageError
 from raysense.loading import SampleDecoder, SampleLoader, as_float
-from raysense.measures.gradients import forward_with_graph
 from raysense.models import LoadedModel, load_model
 from raysense.options import ComputeOptions
 from raysense.preprocessing import Preprocessing
+from raysense.scans._model import check_gradients, checked_classes, model_facts, opened_model
 from raysense.scans.base import Prepared
 from raysense.scans.sampled import SampledSpec
 
@@ -70,15 +69,7 @@ def prepare_samples(
     return Prepared(
         listing=table,
         facts={
-            "model": {
-                "reference": spec.model,
-                "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-                "n_classes": classes,
-                "classes": None if model.classes is None else list(model.classes),
-                "input_shape": list(batch.shape[1:]),
-                "normalisation": model.normalisation,
-                **examined.facts,
-            },
+            "model": {**model_facts(model, classes, batch), **examined.facts},
             "data": {
                 "reference": spec.data,
                 "n_samples": table.num_rows,
@@ -106,16 +97,7 @@ def open_samples(
     Raises:
         UsageError: the model is not the one the scan was started with.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    model = load_model(spec.model, device)
-    expected = prepared.facts["fingerprints"]["model"]
-    if model.fingerprint != expected:
-        raise UsageError(
-            f"model {spec.model!r} has fingerprint {model.fingerprint[:12]} here, the scan was started with "
-            f"{expected[:12]}; make the same weights visible on every machine"
-        )
+    model, device = opened_model(spec.model, prepared, options)
     facts = prepared.facts["preprocessing"]
     decoder = SampleDecoder(
         open_data(spec.data, spec.split).reader(prepared.listing),
@@ -187,31 +169,12 @@ def _probe(
             "add ?resize=256&crop=224 (as the model wants it) to the data reference"
         )
     batch = as_float(torch.stack(images), "cpu")
-    try:
-        with torch.no_grad():
-            output = model.module(batch)
-            again = model.module(batch)
-            alone = model.module(batch[:1])
-    except Exception as error:  # a model may raise anything
-        raise UsageError(
-            f"model {spec.model!r} does not take the images of data {spec.data!r}, {list(batch.shape)}: "
-            f"{first_line(error)}"
-        ) from error
-    _check_output(spec, output, again, alone, names)
+    classes = checked_classes(spec.model, model.module, batch, names, f"images of data {spec.data!r}")
     if gradients:
-        _check_gradients(spec, model, batch[:1])
-    return batch, output.shape[1]
-
-
-def _check_gradients(spec: SampledSpec, model: LoadedModel, image: torch.Tensor) -> None:
-    logits, inputs = forward_with_graph(model.module, image)
-    try:
-        torch.autograd.grad(logits.sum(), inputs)
-    except RuntimeError as error:
-        raise UsageError(
-            f"model {spec.model!r} has no gradient with respect to its input ({first_line(error)}); scan a model that is "
-            "differentiable throughout, or use --method bound"
-        ) from error
+        check_gradients(
+            spec.model, model.module, batch[:1], "scan a model that is differentiable throughout, or use --method bound"
+        )
+    return batch, classes
 
 
 def _first_images(spec: SampledSpec, decoder: SampleDecoder, table: pa.Table) -> tuple[list[torch.Tensor], list[str]]:
@@ -229,31 +192,6 @@ def _first_images(spec: SampledSpec, decoder: SampleDecoder, table: pa.Table) ->
     if not images:
         raise UsageError(f"data {spec.data!r}: none of the first samples can be read ({first_error}); check the files")
     return images, names
-
-
-def _check_output(spec: SampledSpec, output: Any, again: torch.Tensor, alone: torch.Tensor, names: list[str]) -> None:
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != len(names) or output.shape[1] < 2:
-        what = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UsageError(
-            f"model {spec.model!r} returns {what} for {len(names)} images; "
-            "it must return logits [N, K] with K of at least 2"
-        )
-    for name, row in zip(names, output, strict=True):
-        if not torch.isfinite(row).all():
-            raise UsageError(
-                f"model {spec.model!r} gives logits that are not finite for sample {name!r}; "
-                "check its weights and the pixel range"
-            )
-    scale = float(output.abs().max()) or 1.0
-    for other, why in (
-        (
-            float((output - again).abs().max()),
-            "gives different logits for the same images (is a random layer left on?)",
-        ),
-        (float((output[:1] - alone).abs().max()), "gives logits that depend on the other images of the batch"),
-    ):
-        if other > 1e-3 * scale:
-            raise UsageError(f"model {spec.model!r} {why}; results would depend on chance or batch size")
 
 
 def samples_table(

@@ -1,4 +1,4 @@
-"""The part of a spec that every scan over the samples of a data set shares."""
+"""The parts of a spec that several scans share: a model, and the samples of a data set."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from raysense.references import absolute_reference
 from raysense.scans.base import ScanSpec
 
 
-class SampledSpec(ScanSpec):
-    """A model, and the samples of a data set."""
+class ModelSpec(ScanSpec):
+    """A model."""
 
     model: str = Field(
         description="model reference, e.g. digits, torchvision:resnet50?weights=DEFAULT, file.py:factory"
     )
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_model(cls, value: str) -> str:
+        return absolute_reference(value, "model")
+
+
+class SampledSpec(ModelSpec):
+    """A model, and the samples of a data set."""
+
     data: str = Field(description="data reference, e.g. digits, folder:/path, npz:file.npz?x=x&y=y, parquet:/path")
     split: tuple[str, ...] = Field((), description="splits to scan, separated by commas; none takes the data's default")
     limit: int | None = Field(None, ge=1, description="only N samples of every split, evenly spaced")
     samples: tuple[str, ...] = Field((), description="only the samples of these ids, separated by commas")
     unit_size: int | None = Field(None, ge=1, description="samples per unit of work; none chooses by size and cost")
     seed: int = Field(0, ge=0, description="seed of everything random")
-
-    @field_validator("model")
-    @classmethod
-    def _absolute_model(cls, value: str) -> str:
-        return absolute_reference(value, "model")
 
     @field_validator("data")
     @classmethod
