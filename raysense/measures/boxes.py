@@ -78,6 +78,22 @@ class Evaluator:
         return first, inverse
 
 
+def clipped_volume(lower: Tensor, upper: Tensor, domain: Domain) -> Tensor:
+    """Volume of the part of boxes that lies in the space; along a periodic axis at most one turn counts.
+
+    Args:
+        lower: [B, n] float64.
+        upper: [B, n] float64.
+        domain: The space.
+
+    Returns:
+        [B] float64, in the product of the axes' units.
+    """
+    clipped = torch.minimum(upper, domain.upper) - torch.maximum(lower, domain.lower)
+    sides = torch.where(domain.periodic, torch.minimum(upper - lower, domain.extent), clipped)
+    return sides.clamp_min(0).prod(1)
+
+
 def corners(lower: Tensor, upper: Tensor) -> Tensor:
     """Corner points of boxes, Eq. (5).
 
