@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raysense.errors import UsageError
+from raysense.measures import boxes
 from raysense.measures.boxes import Evaluator, corners
 from raysense.semantics.space import parse_space
 
@@ -106,3 +107,11 @@ def test_equal_points_of_a_subject_are_evaluated_once() -> None:
     scores, gradients = evaluator.scores_and_gradients(points, subjects)
     assert scores.tolist() == [3.0, 3.0, 103.0, 1.0, 1.0]
     assert gradients.shape == (5, 2)
+
+
+def test_points_with_one_hash_are_not_confused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes, "_hashed", lambda keys: torch.zeros_like(keys[:, 0]))
+    evaluator = Evaluator(_Counted())
+    points = torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.float64)
+    assert evaluator.scores(points, torch.zeros(3, dtype=torch.int64)).tolist() == [1.0, 2.0, 1.0]
+    assert evaluator.evaluated == 2

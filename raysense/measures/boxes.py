@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+_HASH_FACTOR = -7046029254386353131
+"""2^64 over the golden ratio, odd, as int64 (Knuth's multiplicative hashing)."""
+
+
 class Domain(NamedTuple):
     """The space Omega that boxes live in.
 
@@ -69,13 +73,29 @@ class Evaluator:
         """Rows of the first of equal points, and the place of every point among them."""
         # Zeros of both signs are one point; bits compare exactly, so that no two points are confused.
         keys = torch.cat((subjects[:, None], (points + 0.0).view(torch.int64)), dim=1)
-        found, inverse = torch.unique(keys, dim=0, return_inverse=True)
-        first = torch.full((len(found),), len(points), device=points.device).scatter_reduce(
-            0, inverse, torch.arange(len(points), device=points.device), "amin"
-        )
+        first, inverse = _first_of_equal(_hashed(keys))
+        if not torch.equal(keys[first][inverse], keys):  # two points with one hash: rare, and sorting rows is slow
+            first, inverse = _first_of_equal(torch.unique(keys, dim=0, return_inverse=True)[1])
         self.requested += len(points)
-        self.evaluated += len(found)
+        self.evaluated += len(first)
         return first, inverse
+
+
+def _first_of_equal(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of equal values [P] int64 the first place each, and for every place which of them it is."""
+    found, inverse = torch.unique(values, return_inverse=True)
+    places = torch.arange(len(values), device=values.device)
+    first = torch.full_like(found, len(values)).scatter_reduce(0, inverse, places, "amin")
+    return first, inverse
+
+
+def _hashed(keys: Tensor) -> Tensor:
+    """A hash [P] int64 of rows [P, k] int64."""
+    found = torch.zeros_like(keys[:, 0])
+    for column in keys.unbind(1):
+        found = (found ^ column ^ (column >> 29)) * _HASH_FACTOR
+        found = found ^ (found >> 31)
+    return found
 
 
 def clipped_volume(lower: Tensor, upper: Tensor, domain: Domain) -> Tensor:
