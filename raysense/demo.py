@@ -1,4 +1,4 @@
-"""The demo: the influence scan on the bundled real digits, whole images, layers and pixels; what it finds, and a report."""
+"""The demo: influence of images, layers and pixels on the bundled real digits, semantic spaces of digits and of shapes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,41 @@ FROM pixel_attacks ORDER BY p_before_after - p_before, sample_id
 """
 
 
+_POSES = {"model": "digits", "data": "digits", "split": "test", "limit": 6}
+_SHAPES = {
+    "shapes": "procedural?variants=1",
+    "classes": "chair,cup,teapot",
+    "maps": "azimuth:15,elevation:15;azimuth:5",
+    "influence": True,
+}
+_NETWORKS = {"front": "raysense.studies.shape_networks:narrow", "around": "raysense.studies.shape_networks:all_around"}
+"""Names of scans, and two networks for renders: the first has been trained on views from the front only."""
+_ROBUST = """
+SELECT scan AS network, method, 100 * srvr AS "SRVR %", 100 * feasible_srvr AS "feasible %",
+    100 * feasible_stderr AS "± %", fraction_holds AS "Eq. (2) holds", mean_evaluations AS evaluations
+FROM srvr() WHERE kind = 'robust' ORDER BY family, method, scan DESC
+"""
+_SIDES = """
+SELECT scan AS network, class_name AS class,
+    avg(score) FILTER (u[1] <= 70 OR u[1] >= 290) AS "mean score, front",
+    avg(score) FILTER (u[1] BETWEEN 110 AND 250) AS "mean score, back"
+FROM semantic_maps JOIN subjects USING (scan, shape_id) WHERE axes = 'azimuth,elevation'
+GROUP BY ALL ORDER BY scan DESC, class
+"""
+_TURNED = """
+SELECT shape_id AS digit, round(lower[1]) AS "from degrees", round(upper[1]) AS "to degrees",
+    round(lower[2], 2) AS "from scale", round(upper[2], 2) AS "to scale", mean_score, holds
+FROM regions WHERE kind = 'robust' ORDER BY shape_id
+"""
+
+
 def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = False) -> int:
-    """Scan train and test split of the digits, print what was found, write the report.
+    """Scan the bundled digits and procedural shapes, print what was found, write the report.
 
     First the influence of whole images and of every layer on all digits; then maps of single pixels and squares, and
-    one-pixel attacks, for the five strangest. A second run finds the scans complete and only prints and writes again.
+    one-pixel attacks, for the five strangest. Then the semantic space of a few digits (rotation and scale), and that of
+    rendered shapes (azimuth and elevation of the camera) for two networks, of which one was trained on views from the
+    front only. A second run finds the scans complete and only prints and writes again.
 
     Args:
         out: Directory of the scans and the report.
@@ -60,8 +90,24 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
             objective="predicted",
             attack=True,
         )
+        turned = workspace.scan("turned", kind="semantic", **_POSES, maps="rotation:10,scale:0.1", influence=True)
+        networks = [
+            workspace.scan(
+                name,
+                kind="semantic",
+                model=model,
+                **_SHAPES,
+                methods="constrained,published",
+                half_width=1,
+                iterations=200,
+            )
+            for name, model in _NETWORKS.items()
+        ]
     workspace.show("Percentiles of FI of the whole image, by split", _PERCENTILES, [whole])
     workspace.show("The five strangest digits: the largest FI", _STRANGEST, [whole])
     workspace.show("Share for which FI is (1 - p)/p, and says no more than the softmax", _AT_BOUND, [whole, pixels])
     workspace.show("One-pixel attacks on them, at the pixel with the largest FI", _ATTACKS, [pixels])
-    return workspace.finish([whole, pixels])
+    workspace.show("Rotations and scales at which digits keep their class", _TURNED, [turned])
+    workspace.show("Mean score over the poses of shapes, by side", _SIDES, networks)
+    workspace.show("Share of the poses in which shapes keep their class", _ROBUST, networks)
+    return workspace.finish([whole, pixels, turned, *networks])

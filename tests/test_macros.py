@@ -35,7 +35,7 @@ def test_macros_of_tables_that_no_scan_has_are_left_out(tmp_path: Path) -> None:
     store.directory.write_json("scan.json", {**store.document(), "schemas": encode_schemas(units_only)})
     with open_results([tmp_path / "run"]) as database:
         assert [macro.name for macro in database.macros] == [m.name for m in read_macros() if m.tables <= {"units"}]
-        assert set(database.tables()) == {"units", "scans", "classes", "layers"}
+        assert set(database.tables()) == {"units", "scans", "classes", "layers", "axes"}
 
 
 def percentiles(truth: Truth, values: np.ndarray, split: str) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-
 _HASH_FACTOR = -7046029254386353131
 """2^64 over the golden ratio, odd, as int64 (Knuth's multiplicative hashing)."""
 

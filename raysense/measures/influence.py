@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from raysense.measures.capture import IrregularUses
 from raysense.measures.differences import Differences
+from raysense.measures.directions import DirectionInfluence
 from raysense.measures.fisher import attained, gradient_norm, influence, odds_against, published_influence
 from raysense.measures.merged import MergedClasses, by_probability
 from raysense.measures.perturbed import Perturbed
@@ -49,6 +50,23 @@ class TargetInfluence:
     bound: Tensor
     n_backward: Tensor
     logits: Tensor
+
+    def with_directions(self, found: DirectionInfluence) -> TargetInfluence:
+        """With one more target, a few directions in the input, known exactly."""
+        return self._with(found.fi, found.fi, found.fi, found.rank, found.jacobian_norm)
+
+    def with_bound(self) -> TargetInfluence:
+        """With one more target, of which only the bound is known."""
+        unknown = torch.full_like(self.bound, torch.nan)
+        return self._with(unknown, 0 * self.bound, self.bound, torch.full_like(self.n_backward, -1), unknown)
+
+    def _with(self, *columns: Tensor) -> TargetInfluence:
+        names = ("fi", "lower", "upper", "rank", "jacobian_norm")
+        joined = {
+            name: torch.cat((getattr(self, name), column[:, None]), dim=1)
+            for name, column in zip(names, columns, strict=True)
+        }
+        return replace(self, **joined)
 
 
 def bound_influence(perturbed: Perturbed, images: Tensor, classes: Tensor | None = None) -> TargetInfluence:

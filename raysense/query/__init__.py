@@ -1,7 +1,7 @@
 """Results in SQL: a DuckDB connection over the committed Arrow files of one or several scans.
 
 - `raysense.query.connection`: `open_results`, the database of views and macros
-- `raysense.query.overview`: the scans, classes and layers as tables
+- `raysense.query.overview`: the scans, classes, layers and semantic axes as tables
 - `raysense.query.catalogue`: what the macros are called and what they say, without importing DuckDB
 - `raysense.query.formats`: a result as table, CSV, JSON or Parquet
 - `raysense.query.prompt`: the interactive prompt

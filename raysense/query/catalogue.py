@@ -10,7 +10,9 @@ A file starts with two comment lines, its documentation and the tables it reads:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from importlib import resources
 
 _FILE = re.compile(
@@ -35,6 +37,14 @@ def read_macros() -> list[Macro]:
     folder = resources.files("raysense.query") / "macros"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return [_parse(file.name, file.read_text(encoding="utf-8")) for file in files]
+
+
+def callees_first(macros: Iterable[Macro]) -> list[Macro]:
+    """The macros in an order in which DuckDB accepts them: one that calls another comes after it."""
+    by_name = {macro.name: macro for macro in macros}
+    called = {name: re.findall(r"\b(\w+)\(", re.sub(r"--.*", "", macro.sql)) for name, macro in by_name.items()}
+    calls = {name: [other for other in others if other in by_name and other != name] for name, others in called.items()}
+    return [by_name[name] for name in TopologicalSorter(calls).static_order()]
 
 
 def describe_macros() -> list[tuple[str, str, str]]:

@@ -11,8 +11,17 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from raysense.query.catalogue import Macro, read_macros
-from raysense.query.overview import CLASSES, LAYERS, SCANS, classes_table, layers_table, scans_table
+from raysense.query.catalogue import Macro, callees_first, read_macros
+from raysense.query.overview import (
+    AXES,
+    CLASSES,
+    LAYERS,
+    SCANS,
+    axes_table,
+    classes_table,
+    layers_table,
+    scans_table,
+)
 from raysense.query.sqlerrors import explain
 from raysense.query.tables import Locations, ScanTables, open_scans
 
@@ -70,8 +79,8 @@ class QueryResult:
 class ResultDatabase:
     """An in-memory DuckDB database over the results of scans.
 
-    It has a view for every table of the scans (column ``scan`` first), the views ``scans``, ``classes`` and
-    ``layers``, and the macros whose tables are there. Views read committed units only, as of the last `refresh`.
+    It has a view for every table of the scans (column ``scan`` first), the views ``scans``, ``classes``, ``layers`` and
+    ``axes``, and the macros whose tables are there. Views read committed units only, as of the last `refresh`.
     Nothing is copied: projections and filters are pushed down into the Arrow files. Statements may read the user's own
     files, to join with; DuckDB extensions are never downloaded, and Python variables cannot be reached.
 
@@ -91,7 +100,7 @@ class ResultDatabase:
         self.refresh()
         self._tables = self._create_views()
         self.macros: list[Macro] = [macro for macro in read_macros() if macro.tables <= self._tables.keys()]
-        for macro in self.macros:
+        for macro in callees_first(self.macros):
             self.connection.execute(macro.sql)
 
     def __enter__(self) -> Self:
@@ -174,10 +183,12 @@ class ResultDatabase:
                 )
         self.connection.register("_classes", classes_table(self.scans))
         self.connection.register("_layers", layers_table(self.scans))
+        self.connection.register("_axes", axes_table(self.scans))
         sources["scans"] = ["SELECT * REPLACE (spec::JSON AS spec) FROM _scans"]
         sources["classes"] = ["SELECT * FROM _classes"]
         sources["layers"] = ["SELECT * FROM _layers"]
-        for table, schema in {"scans": SCANS, "classes": CLASSES, "layers": LAYERS}.items():
+        sources["axes"] = ["SELECT * FROM _axes"]
+        for table, schema in {"scans": SCANS, "classes": CLASSES, "layers": LAYERS, "axes": AXES}.items():
             docs[table] = {field.name: field for field in schema}
         for table, selects in sources.items():
             self.connection.execute(f"CREATE VIEW {_quoted(table)} AS {' UNION ALL BY NAME '.join(selects)}")

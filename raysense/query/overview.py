@@ -1,4 +1,4 @@
-"""What is known about the opened scans themselves, as tables: the scans, their classes, their models' layers."""
+"""What is known about the opened scans as tables: the scans, their classes, their models' layers, semantic axes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ LAYERS = pa.schema(
         pa.field(
             "position", pa.int32(), metadata={"doc": "place in the network's order, 1 is the first", "unit": "count"}
         ),
+    ]
+)
+AXES = pa.schema(
+    [
+        pa.field("scan", pa.string(), metadata={"doc": "name of the scan", "unit": "name"}),
+        pa.field("axis", pa.string(), metadata={"doc": "axis of the semantic space", "unit": "name"}),
+        pa.field(
+            "position", pa.int32(), metadata={"doc": "place in the space's order, 1 is the first", "unit": "count"}
+        ),
+        pa.field("unit", pa.string(), metadata={"doc": "unit of the axis", "unit": "name"}),
+        pa.field("low", pa.float64(), metadata={"doc": "lower end of the axis", "unit": "unit of the axis"}),
+        pa.field("high", pa.float64(), metadata={"doc": "upper end of the axis", "unit": "unit of the axis"}),
+        pa.field("periodic", pa.bool_(), metadata={"doc": "whether both ends are the same place", "unit": "boolean"}),
     ]
 )
 
@@ -85,6 +98,17 @@ def layers_table(scans: Sequence[ScanTables]) -> pa.Table:
         for position, layer in enumerate(scan.layer_names, start=1)
     ]
     return pa.Table.from_pylist(rows, schema=LAYERS)
+
+
+def axes_table(scans: Sequence[ScanTables]) -> pa.Table:
+    """One row a scan and axis of its semantic space, with the schema `AXES`."""
+    rows = [
+        {"scan": scan.name, "axis": axis["name"], "position": position}
+        | {name: axis[name] for name in ("unit", "low", "high", "periodic")}
+        for scan in scans
+        for position, axis in enumerate(scan.axes, start=1)
+    ]
+    return pa.Table.from_pylist(rows, schema=AXES)
 
 
 def _time(scan: ScanTables) -> datetime | None:

@@ -57,6 +57,11 @@ class ScanTables:
         """Names of the model's layers that have parameters, in the network's order; empty where none are recorded."""
         return [str(name) for name in (self.facts.get("model") or {}).get("layers") or ()]
 
+    @property
+    def axes(self) -> list[dict[str, Any]]:
+        """Axes of the semantic space (name, unit, low, high, periodic), in its order; empty where there is none."""
+        return list((self.facts.get("space") or {}).get("axes") or ())
+
     def dataset(self, table: str, units: Iterable[str]) -> ds.FileSystemDataset:
         """A table over the given committed units, with the schema its scan declared; files open on reading."""
         return ds.FileSystemDataset.from_paths(

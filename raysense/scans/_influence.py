@@ -23,9 +23,10 @@ from raysense.measures.influence import (
 from raysense.measures.perturbed import Perturbed
 from raysense.measures.pixel_attack import one_pixel_attack
 from raysense.measures.pixel_maps import PixelMaps, pixel_maps
+from raysense.measures.targets import Target
 from raysense.options import ComputeOptions
 from raysense.scans._influence_rows import Cook, InfluenceRows, MapRows
-from raysense.scans._influence_targets import targets_of
+from raysense.scans._influence_targets import image_influence, semantic_space, targets_of
 from raysense.scans._sampled import open_samples, samples_table
 from raysense.scans.base import Computer, Prepared, Unit
 from raysense.scans.influence import InfluenceSpec
@@ -41,6 +42,8 @@ class InfluenceComputer(Computer):
         self._prepared = prepared
         self._model, self._loader, self.device = open_samples(spec, prepared, options)
         self._perturbed = Perturbed(self._model.module, targets_of(spec, self._model))
+        self._space = semantic_space(spec)
+        self._targets = [*self._perturbed.targets, *([Target("semantic")] if self._space is not None else [])]
         self._labels = prepared.listing["label"].to_numpy()
         self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
         self._gradient_bytes = gradient_memory(self.device, options.threads)
@@ -55,7 +58,7 @@ class InfluenceComputer(Computer):
         following = None if upcoming is None else (upcoming.start, upcoming.stop)
         pending: list[Samples] = []
         waiting = 0
-        measured = InfluenceRows(self._spec, self._perturbed.targets, self._prepared)
+        measured = InfluenceRows(self._spec, self._targets, self._prepared)
         maps = MapRows(self._spec, self._prepared)
         for chunk in self._loader.stream(unit.start, unit.stop, following):
             measured.errors.update(chunk.errors)
@@ -106,6 +109,14 @@ class InfluenceComputer(Computer):
         return Samples(rows[count:], images[count:], {})
 
     def _influence(self, images: Tensor, classes: Tensor | None) -> TargetInfluence:
+        part = self._of_targets(images, classes)
+        if self._space is None:
+            return part
+        if self._spec.method == "bound":
+            return part.with_bound()
+        return part.with_directions(image_influence(self._model, self._space, images, classes, self._spec.rank_rule))
+
+    def _of_targets(self, images: Tensor, classes: Tensor | None) -> TargetInfluence:
         spec = self._spec
         if spec.method == "bound" or not self._perturbed.targets:
             return bound_influence(self._perturbed, images, classes)
@@ -127,7 +138,7 @@ class InfluenceComputer(Computer):
 
     def _cook(self, images: Tensor, classes: Tensor) -> Cook:
         """Cook's local influence of every sample and target."""
-        shape = (len(images), len(self._perturbed.targets))
+        shape = (len(images), len(self._targets))
         value, error = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
         module, seed = self._model.module, self._spec.seed
         for index, target in enumerate(self._perturbed.targets):

@@ -6,6 +6,7 @@ import torch
 
 from raysense.errors import UsageError, first_line
 from raysense.measures.differences import try_passes
+from raysense.measures.directions import DirectionInfluence, direction_influence
 from raysense.measures.influence import GRADIENT_BYTES
 from raysense.measures.perturbed import Perturbed
 from raysense.measures.targets import Pixels, Target, layer_parameters, matching
@@ -14,10 +15,12 @@ from raysense.networks import ExportedModel, Normalize
 from raysense.scans._sampled import Examined
 from raysense.scans.influence import InfluenceSpec
 from raysense.scans.sampled import split_text
+from raysense.semantics.space import SemanticSpace, parse_space
+from raysense.semantics.subjects import TransformedImages
 
 
 def targets_of(spec: InfluenceSpec, model: LoadedModel) -> list[Target]:
-    """What the scan perturbs, except pixel by pixel.
+    """What the scan perturbs, except pixel by pixel and semantically.
 
     Raises:
         UsageError: a pattern matches nothing, or there are no trainable parameters.
@@ -45,6 +48,33 @@ def targets_of(spec: InfluenceSpec, model: LoadedModel) -> list[Target]:
     return found
 
 
+def semantic_space(spec: InfluenceSpec) -> SemanticSpace | None:
+    """The space of target ``semantic``; None where it is not among the targets.
+
+    Raises:
+        UsageError: an axis is unknown, or not of images.
+    """
+    if "semantic" not in spec.target:
+        return None
+    space = parse_space(spec.axes)
+    if not space.of_images:
+        raise UsageError(
+            f"axes {', '.join(space.names)} are of rendered shapes; name axes of images, or use "
+            "`raysense scan semantic --influence`"
+        )
+    return space
+
+
+def image_influence(
+    model: LoadedModel, space: SemanticSpace, images: torch.Tensor, classes: torch.Tensor | None, rank_rule: str
+) -> DirectionInfluence:
+    """FI of the axes of a space jointly, at images [n, C, H, W] as they are."""
+    subjects = TransformedImages(space, images)
+    points = space.default.to(images.device).repeat(len(images), 1)
+    pictures, tangents = subjects.tangents(points, torch.arange(len(images), device=images.device))
+    return direction_influence(model.module, pictures, tangents, classes, rank_rule)
+
+
 def layers_of(model: LoadedModel) -> dict[str, tuple[str, ...]]:
     """Names of the trainable parameters by layer, in the network's order."""
     layers = layer_parameters(model.module, model.trainable)
@@ -70,6 +100,9 @@ def examined(spec: InfluenceSpec, model: LoadedModel, images: torch.Tensor) -> E
     for scale in spec.scales if "pixels" in spec.target else ():
         if scale > 2 * side - 1:
             raise UsageError(f"scales: {scale} is larger than any square in images of {side} pixels; leave it out")
+    space = semantic_space(spec)
+    if space is not None and spec.method != "bound":
+        image_influence(model, space, images[:1], None, spec.rank_rule)
     facts = {"layers": list(layers_of(model))}
     if spec.method == "bound" or all(not target.parameters for target in targets):
         return Examined(facts)

@@ -98,13 +98,17 @@ def open_samples(
         UsageError: the model is not the one the scan was started with.
     """
     model, device = opened_model(spec.model, prepared, options)
+    return model, SampleLoader(sample_decoder(spec, prepared), options.loaders), device
+
+
+def sample_decoder(spec: SampledSpec, prepared: Prepared) -> SampleDecoder:
+    """Reads the images of the listing as the model wants them."""
     facts = prepared.facts["preprocessing"]
-    decoder = SampleDecoder(
+    return SampleDecoder(
         open_data(spec.data, spec.split).reader(prepared.listing),
         None if facts is None else Preprocessing.from_dict(facts),
         tuple(prepared.facts["model"]["input_shape"]),
     )
-    return model, SampleLoader(decoder, options.loaders), device
 
 
 def _fingerprints(model: LoadedModel, listing: Listing) -> dict[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from raysense.options import ComputeOptions
 
-_TARGETS = "input, parameters, parameters:GLOB,..., layer, layer:GLOB,..., input+parameters, pixels"
+_TARGETS = "input, parameters, parameters:GLOB,..., layer, layer:GLOB,..., input+parameters, pixels, semantic"
 
 
 class InfluenceSpec(SampledSpec):
@@ -42,14 +42,19 @@ class InfluenceSpec(SampledSpec):
     channels: bool = Field(False, description="pixels: a map for each channel as well as for all jointly")
     attack: bool = Field(False, description="pixels: a one-pixel attack at the largest FI of scale 1")
 
+    axes: tuple[str, ...] = Field(
+        ("rotation", "scale"),
+        description="semantic: axes of image transforms, perturbed jointly from the image as it is",
+    )
+
     @field_validator("target", mode="before")
     @classmethod
     def _targets(cls, value: Any) -> Any:
         return split_text(value, ";")
 
-    @field_validator("scales", mode="before")
+    @field_validator("scales", "axes", mode="before")
     @classmethod
-    def _scale_list(cls, value: Any) -> Any:
+    def _split_commas_too(cls, value: Any) -> Any:
         return split_text(value, ",")
 
     @model_validator(mode="after")
@@ -71,7 +76,7 @@ class InfluenceSpec(SampledSpec):
             name, colon, globs = target.partition(":")
             if colon and (name not in ("parameters", "layer") or not split_text(globs, ",")):
                 raise ValueError(f"target {target!r} is unknown; choose from {_TARGETS}")
-            if name not in ("input", "parameters", "layer", "input+parameters", "pixels"):
+            if name not in ("input", "parameters", "layer", "input+parameters", "pixels", "semantic"):
                 raise ValueError(f"target {target!r} is unknown; choose from {_TARGETS}")
         if not self.target or len(set(self.target)) < len(self.target):
             raise ValueError(f"target {';'.join(self.target)!r} must name at least one target, and each once")
@@ -80,8 +85,8 @@ class InfluenceSpec(SampledSpec):
         pixels = "pixels" in self.target
         if pixels and self.method != "exact":
             raise ValueError(f"target 'pixels' has no {self.method} method; use --method exact")
-        if self.cook and (self.method == "bound" or self.target == ("pixels",)):
-            raise ValueError("cook needs gradients of a target other than pixels; leave out --cook")
+        if self.cook and (self.method == "bound" or set(self.target) <= {"pixels", "semantic"}):
+            raise ValueError("cook needs gradients of a target other than pixels and semantic; leave out --cook")
         for scale in self.scales:
             if scale < 1 or scale % 2 == 0:
                 raise ValueError(

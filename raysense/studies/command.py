@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_origin
 
 import click
+from pydantic import BaseModel
 
 from raysense.command_errors import SentenceCommand
 from raysense.command_options import (
@@ -18,7 +19,6 @@ from raysense.command_options import (
     quiet_option,
     run_options,
 )
-from raysense.studies.study import StudyOptions
 
 _FIRST = ("model", "data", "split")
 
@@ -26,7 +26,7 @@ Study = Callable[[str, Mapping[str, Any], Mapping[str, Any], bool], int]
 """Called with the directory, the options of the study, the options of its run, and whether to be quiet."""
 
 
-def study_command(study: Study, options: type[StudyOptions]) -> click.Command:
+def study_command(study: Study, options: type[BaseModel]) -> click.Command:
     """The command of a study; its help is the study's own documentation."""
 
     @run_options
@@ -44,7 +44,7 @@ def study_command(study: Study, options: type[StudyOptions]) -> click.Command:
     return click.command(cls=SentenceCommand, help=summary, context_settings=settings)(command)
 
 
-def study_options(options: type[StudyOptions]) -> list[Decorator]:
+def study_options(options: type[BaseModel]) -> list[Decorator]:
     """One option a field, in reverse like those of `model_options`: what is scanned comes first.
 
     ``--model`` may be given several times where it is a tuple.

@@ -20,7 +20,8 @@ from raysense.query.connection import open_results
 from raysense.query.display import UNBOUNDED_WIDTH, print_result
 from raysense.references import parse_reference
 from raysense.report.page import write_report
-from raysense.scans.influence import InfluenceScan, InfluenceSpec
+from raysense.scans import ScanSpec, get_scan
+from raysense.scans.influence import InfluenceSpec
 from raysense.validation import validated
 
 BUNDLED_MODELS = ("digits", "raysense.studies.networks:residual_digits?width=4")
@@ -56,11 +57,15 @@ class Workspace:
         folder: The directory.
         options: How the scans run.
         console: Where tables are printed.
+        kind: Kind of its scans.
         status: Exit status so far: 1 once units have failed.
     """
 
-    def __init__(self, out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool) -> None:
+    def __init__(
+        self, out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool, kind: str = "influence"
+    ) -> None:
         """Check directory, options and the cluster's address; UsageError says what is wrong."""
+        self.kind = kind
         self.folder = Directory(out)
         if "?" in self.folder.location and not self.folder.is_local:
             raise UsageError(
@@ -85,18 +90,23 @@ class Workspace:
         with cluster(self.options):
             yield
 
-    def validate(self, spec: Mapping[str, Any]) -> InfluenceSpec:
+    def validate(self, spec: Mapping[str, Any]) -> ScanSpec:
         """The spec of a scan; UsageError says what is wrong with it."""
-        return validated(InfluenceSpec, spec)
+        return validated(get_scan(self.kind).spec_type, spec)
 
     def check(self, name: str, **spec: Any) -> None:
         """Raise UsageError where a scan that is still to be started could not be: nothing is computed or written."""
         checked = self.validate(spec)
         if not Directory(self.path(name)).exists(SCAN_FILE):
-            InfluenceScan(checked).prepare(ComputeOptions())
+            get_scan(self.kind)(checked).prepare(ComputeOptions())
 
-    def scan(self, name: str, **spec: Any) -> str:
-        """Run an influence scan, or finish it; returns its directory.
+    def scan(self, name: str, *, kind: str | None = None, **spec: Any) -> str:
+        """Run a scan, or finish it; returns its directory.
+
+        Args:
+            name: Of its directory.
+            kind: Kind of scan; None takes the study's.
+            **spec: What to scan.
 
         Raises:
             RaysenseError: no unit could be computed.
@@ -105,7 +115,7 @@ class Workspace:
         directory = self.path(name)
         if not self.quiet:
             self.say(f"scan    {directory}")
-        outcome = scan("influence", directory, run=self.options, quiet=self.quiet, resume=True, **spec)
+        outcome = scan(kind or self.kind, directory, run=self.options, quiet=self.quiet, resume=True, **spec)
         if outcome.interrupted and not outcome.complete:
             self.say(f"stopped with {outcome.committed} of {outcome.units} units; the same command again goes on")
             raise KeyboardInterrupt

@@ -1,5 +1,5 @@
--- How often a sample is drawn in one replicate of a Poisson bootstrap (a scalar function): 0, 1, 2, ... with mean and variance 1, equal for equal arguments in one version of DuckDB. outlier_areas() weighs samples with it.
--- tables: samples
+-- How often a sample (or a shape) is drawn in one replicate of a Poisson bootstrap (a scalar function): 0, 1, 2, ... with mean and variance 1, equal for equal arguments in one version of DuckDB. outlier_areas() and srvr() weigh samples and shapes with it.
+-- tables: units
 CREATE OR REPLACE MACRO poisson_weight(sample_id, replicate, seed := 0) AS
 -- The inverse distribution function at 53 random bits. Hashed twice: DuckDB joins the hashes of several arguments by an
 -- exclusive or, which would make replicates depend on each other. Weights above 10 have a probability of 1e-8.

@@ -1,0 +1,16 @@
+r"""In how much of a semantic space do networks keep seeing a class? (Hamdi & Ghanem 2020, Table 2)
+
+    python jobs/semantic_srvr.py --out runs/srvr
+    ray job submit --working-dir . -- python jobs/semantic_srvr.py --out s3://bucket/srvr --shapes folder:/data/shapenet \
+        --model torchvision:resnet50 --model torchvision:vgg11_bn --maps azimuth:3,elevation:3
+"""
+
+from __future__ import annotations
+
+from raysense.studies.command import study_command
+from raysense.studies.semantic import SemanticStudyOptions, run_semantic
+
+main = study_command(run_semantic, SemanticStudyOptions)
+
+if __name__ == "__main__":
+    main()
