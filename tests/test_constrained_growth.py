@@ -83,7 +83,7 @@ class Ramp:
         return points[:, 0] / (1 + subjects)
 
     def scores_and_gradients(self, points: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        raise AssertionError("evidence is black-box")
 
 
 def unit(*periodic: bool) -> Domain:
@@ -94,12 +94,12 @@ def unit(*periodic: bool) -> Domain:
 def grown(
     function: KnownBox | Complement | Everywhere,
     domain: Domain,
-    starts: list[list[float]],
+    starts: list[list[float]] | Tensor,
     adversarial: bool = False,
     record: bool = False,
     **settings: float,
 ) -> Constrained:
-    start = torch.tensor(starts).double()
+    start = torch.as_tensor(starts).double()
     return grow(
         Evaluator(function), domain, start, torch.zeros(len(start)).long(), torch.full((len(start),), adversarial),
         settings=dataclasses.replace(ConstrainedSettings(), **settings), record=record,
@@ -115,7 +115,7 @@ KNOWN = {
     "3, 1:20": ([0.1, 0.4, 0.3], [0.9, 0.44, 0.8], [0.2, 0.41, 0.7], [False, True, False], 1200, 0.06),
     "4": ([0.1, 0.4, 0.2, 0.3], [0.9, 0.8, 0.7, 0.9], [0.2, 0.5, 0.6, 0.4], [False] * 4, 1600, 0.06),
     "6": ([0.1, 0.2, 0.1, 0.4, 0.2, 0.3], [0.9, 0.8, 0.6, 0.8, 0.7, 0.9], [0.2, 0.5, 0.3, 0.5, 0.6, 0.4], [False] * 6,
-          1200, 0.15),
+          1000, 0.2),
 }  # fmt: skip
 
 
@@ -205,6 +205,12 @@ def test_the_whole_space_and_no_number() -> None:
     assert not bool(growth.converged[0])
 
 
+def test_no_boxes() -> None:
+    growth, proof = grown(Everywhere(1.0), unit(False, False), torch.zeros(0, 2).double())
+    assert growth.lower.shape == (0, 2)
+    assert proof.holds.shape == growth.converged.shape == growth.iterations.shape == (0,)
+
+
 def test_traces_hold_every_candidate() -> None:
     domain = unit(False, False)
     function = KnownBox([0.2, 0.3], [0.8, 0.7], domain)
@@ -237,8 +243,8 @@ def test_bad_input_is_refused(starts: list[list[float]], settings: dict[str, flo
 
 
 def test_boxes_on_the_recorded_maps() -> None:
-    """Every second of the 20 shapes of three networks: 120 boxes; ``benchmarks/bench_constrained.py`` has all 320."""
-    found = study([20 * network + shape for network in (1, 2, 3) for shape in range(1, 20, 3)])
+    """Five shapes of three networks; ``benchmarks/bench_constrained.py`` has all 320 boxes."""
+    found = study([20 * network + shape for network in (1, 2, 3) for shape in range(1, 20, 4)])
     figures = found.only(torch.ones_like(found.found))
     assert figures.possible > 20
     assert figures.most_evaluations <= 408
@@ -296,7 +302,7 @@ def test_the_search_finds_the_largest_box_of_all(monkeypatch: pytest.MonkeyPatch
     surrogate = Surrogate(points, scores, periodic, torch.tensor([0.75, 0.75]).double())
     region = torch.tensor([-0.1, 0.0]).double(), torch.tensor([1.9, 1.0]).double()
     for proof, limits in product(
-        (False, True), (Constraints(0.5, 0.05, 1.0), Constraints(0.7, 0.05), Constraints(0.5, 0.01))
+        (False, True), (Constraints(0.5, 0.05, 0.5), Constraints(0.7, 0.05), Constraints(0.5, 0.02))
     ):
         search = BoxSearch(surrogate, start, region, periodic, proof)
         box = search.largest(limits)
@@ -362,7 +368,7 @@ def test_evidence_clips_wraps_and_answers_for_no_box() -> None:
     for adversarial in (False, True):
         found = evidence(
             Evaluator(Ramp()), domain, lower, upper, start, zeros, zeros.bool() | adversarial, points=4000, eps_m=0.6,
-            eps_v=0.22,
+            eps_v=0.15,
         )  # fmt: skip
         expected = torch.tensor([row[2] for row in rows.values()]).double()
         torch.testing.assert_close(found.mean, expected, atol=0.003, rtol=0, equal_nan=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,8 @@ from raysense.semantics.axes import SCENE_AXES
 from raysense.semantics.mesh_files import load_mesh
 from raysense.semantics.meshes import Mesh, cleaned, normalised
 from raysense.semantics.renderers import TorchRenderer, open_renderer
+from raysense.semantics.shapes import open_shapes
+from raysense.semantics.space import parse_space
 
 CAMERA_AXES = ("azimuth", "elevation", "distance", "roll", "field_of_view")
 
@@ -206,6 +209,14 @@ def test_an_empty_view_is_background_and_differentiable() -> None:
     assert not any(found.values())
 
 
+def test_poses_that_are_not_finite_are_not_pictures() -> None:
+    scene = poses(3, generic=True, azimuth=torch.tensor([0.0, float("nan"), 10]))
+    scene["distance"][2] = torch.inf
+    image = picture(smooth(), torus(), scene)
+    assert image[0].isfinite().all()
+    assert image[1:].isnan().all()
+
+
 def test_single_precision_pictures_are_those_of_double_precision() -> None:
     scene = poses(3, generic=True, azimuth=torch.tensor([0.0, 50, 200]))
     single = TorchRenderer(48)
@@ -235,7 +246,7 @@ def test_unusable_renderers_and_parameters_are_refused(monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match=r"size: 0 is too small"):
         open_renderer("torch", size=0)
     assert open_renderer("auto").name == "torch"
-    monkeypatch.setitem(__import__("sys").modules, "pytorch3d", None)
+    monkeypatch.setitem(sys.modules, "pytorch3d.renderer.mesh", None)
     with pytest.raises(UsageError, match=r"'pytorch3d' cannot be imported .* or use 'torch'"):
         open_renderer("pytorch3d")
     renderer = hard()
@@ -263,3 +274,14 @@ def test_reference_renders_are_reproduced() -> None:
         difference = (image - read_image(str(path))[:3]).abs()
         assert difference.mean() < 0.2, path.name
         assert (difference > 1.01).double().mean() < 1e-4, path.name
+
+
+def test_faces_in_one_plane_are_drawn_alike_in_any_company() -> None:
+    """A procedural chair's legs share planes with its seat: which face is seen there must not depend on other poses."""
+    renderer = open_renderer("torch", size=16)
+    mesh = renderer.prepare(open_shapes("procedural?variants=1&classes=chair").mesh("chair/0"))
+    poses = torch.tensor([[a, e, d] for a in (0, 90, 180) for e in (-10, 40) for d in (2.7, 0.8)], dtype=torch.float64)
+    space = parse_space(["azimuth", "elevation", "distance"])
+    together = renderer.render(mesh, space.parameters(poses))
+    alone = torch.cat([renderer.render(mesh, space.parameters(pose[None])) for pose in poses])
+    assert torch.equal(together, alone)

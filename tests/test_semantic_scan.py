@@ -72,6 +72,7 @@ REGIONS: dict[str, Any] = {
     "iterations": 3,
     "evaluations": 60,
     "half_width": 0.5,
+    "evidence": 16,
     "traces": True,
 }
 
@@ -118,7 +119,7 @@ def test_regions_do_not_depend_on_units_or_batches() -> None:
 
 def test_images_have_a_space_without_a_shape() -> None:
     tables = computed(
-        model="digits", data="digits", split="test", limit=2, maps="rotation:120", evaluations=60, influence=True,
+        model="digits", data="digits", split="test", limit=2, maps="rotation:120", evaluations=50, influence=True,
         axes="rotation,scale,blur",
     )  # fmt: skip
     maps, regions = tables["semantic_maps"].to_pylist(), tables["regions"].to_pylist()

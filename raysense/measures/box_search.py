@@ -20,11 +20,14 @@ COARSE = 10
 FINER = 2
 """Refinement: steps of a face to either side, and what their length is divided by each time."""
 
-KEPT = 4
+KEPT = 2
 """Coarse boxes that are refined."""
 
 FEWEST = 16
 """Points in a box without which it is not proved."""
+
+CHOSEN = 1.2
+"""Factor of a proof's standard errors for that its points helped to choose the box."""
 
 IMAGINED = 2
 """Points with the average residual that every box is taken to have besides its own: few points show little."""
@@ -129,7 +132,7 @@ class BoxSearch:
             return None if faces is None else self.bounds(faces)
         best: list[int] | None = None
         volume = 0.0
-        for size in (0.1, 0.3, 0.7, 1.0):
+        for size in (0.15, 0.6):
             faces = []
             for edges, start in zip(self._edges, self._start, strict=True):
                 count = len(edges) - 1
@@ -249,7 +252,7 @@ class BoxSearch:
         rr, rq, qq = (total + doubt for total, doubt in zip(sums[3:], self._doubt, strict=True))
         reach = points + IMAGINED
         if self._proof:
-            reach = reach * 1.96 / student_quantile(reach - 1)
+            reach = reach * 1.96 / (CHOSEN * student_quantile(reach - 1))
             reach = torch.where(points < FEWEST, 1e-9, reach)
         spread = qq - 4 * mean * rq + 4 * mean.square() * rr  # of f^2 - 2 m f, the variance's linearisation
         return Moments(mean, square - mean.square(), rr.sqrt() / reach, spread.clamp(min=0).sqrt() / reach, points)
@@ -306,7 +309,7 @@ def _largest(plane: _Plane, feasible: _Feasible) -> list[int] | None:
         return None
     top = index[volume[index].topk(min(KEPT, len(index))).indices]
     a, b = top // len(low_b), top % len(low_b)
-    boxes = torch.stack((low_a[a], high_a[a], low_b[b], high_b[b]), dim=1)
+    boxes, before = torch.stack((low_a[a], high_a[a], low_b[b], high_b[b]), dim=1), volume[top]
     reach = torch.cartesian_prod(*[torch.arange(-FINER, FINER + 1)] * 4)
     least = torch.tensor([0, start[0] + 1, 0, start[1] + 1])
     most = torch.tensor([start[0], counts[0], start[1], counts[1]])
@@ -329,7 +332,8 @@ def _largest(plane: _Plane, feasible: _Feasible) -> list[int] | None:
         volume = torch.where(holds, volume, 0.0).reshape(len(boxes), -1)
         largest = volume.max(dim=1)
         moved = tried[torch.arange(len(boxes)), largest.indices]
-        moved = torch.where(largest.values[:, None] > 0, moved, boxes)
-        if max(steps) == 1 and torch.equal(moved, boxes):
-            return [int(face) for face in boxes[largest.values.argmax()]]
-        boxes = moved
+        grown = largest.values > before
+        moved = torch.where(grown[:, None], moved, boxes)
+        if max(steps) == 1 and not grown.any():
+            return [int(face) for face in boxes[before.argmax()]]
+        boxes, before = moved, torch.maximum(before, largest.values)

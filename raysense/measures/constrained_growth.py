@@ -56,7 +56,7 @@ class ConstrainedSettings:
     eps_m: float = 0.5
     eps_v: float = 0.05
     evaluations: int = 400
-    margin: float = 2.0
+    margin: float = 1.75
     seed: int = 0
 
 
@@ -134,8 +134,8 @@ def grow(
         lower=lower,
         upper=upper,
         loss=-((upper - lower) / domain.extent).prod(1),
-        iterations=torch.tensor([len(result.steps) for result in results]),
-        converged=torch.tensor([result.settled for result in results]),
+        iterations=torch.tensor([len(result.steps) for result in results], dtype=torch.int64),
+        converged=torch.tensor([result.settled for result in results], dtype=torch.bool),
         diverged=torch.zeros(len(start), dtype=torch.bool),
         evaluations=evaluations,
         trace=_trace(results, domain, start) if record else None,

@@ -105,7 +105,7 @@ def likeliest_lengths(
                 while 0 <= chosen[axis] + step < len(LENGTHS):
                     tried = [*chosen[:axis], chosen[axis] + step, *chosen[axis + 1 :]]
                     found = likelihood(tried)
-                    if found <= best:
+                    if not found > best:  # also where scores are no numbers
                         break
                     chosen, best, improved = tried, found, True
     return table[chosen]

@@ -41,6 +41,7 @@ class RegionRows:
         self._layout = layout
         self._rows: list[dict[str, object]] = []
         self._traces: list[dict[str, object]] = []
+        self._subjects: list[object] = []
 
     def grow(self, rows: Sequence[dict[str, object]], subjects: Sequence[int], score: SemanticScore) -> None:
         """Grow every region of some subjects.
@@ -51,6 +52,7 @@ class RegionRows:
             score: f(u).
         """
         spec, initial = self._spec, self._layout.initial
+        self._subjects += [row["sample_id"] for row in rows]
         at = initial.repeat(len(subjects), 1)
         whose = torch.tensor(subjects).repeat_interleave(len(initial))
         starts = self._at_start(score, at, whose)
@@ -68,10 +70,20 @@ class RegionRows:
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables that the spec asks for."""
-        found = {"regions": pa.Table.from_pylist(self._rows, schema=REGIONS)}
+        found = {"regions": self._table(self._rows, REGIONS)}
         if self._spec.traces:
-            found["region_traces"] = pa.Table.from_pylist(self._traces, schema=REGION_TRACES)
+            found["region_traces"] = self._table(self._traces, REGION_TRACES)
         return found
+
+    def _table(self, rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
+        """Rows by subject, initial point, kind and method, whatever was grown together."""
+
+        def place(row: dict[str, object]) -> tuple[int, object, int, int]:
+            kind, method = str(row["kind"]), str(row["method"])
+            subject = self._subjects.index(row["shape_id"])
+            return subject, row["init"], self._spec.kinds.index(kind), self._spec.growing.index(method)
+
+        return pa.Table.from_pylist(sorted(rows, key=place), schema=schema)
 
     def _grow_family(
         self,

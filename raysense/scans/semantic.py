@@ -63,7 +63,7 @@ class SemanticSpec(ModelSpec):
     )
     eps_variance: float = Field(0.05, gt=0, description="Eq. (2): the variance of the score is at most this")
     evaluations: int = Field(400, ge=50, description="constrained: scores that one region may cost")
-    evidence: int = Field(256, ge=16, description="scores that show whether a published region holds Eq. (2)")
+    evidence: int = Field(128, ge=16, description="scores that show whether a published region holds Eq. (2)")
     iterations: int = Field(800, ge=1, description="published: at most T updates")
     eta: float = Field(0.1, gt=0, description="published: learning rate")
     alpha: float = Field(0.05, gt=0, description="published oir_b: boundary factor")

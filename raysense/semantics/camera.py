@@ -32,7 +32,9 @@ class Camera(NamedTuple):
 
     def view(self, vertices: Tensor) -> Tensor:
         """View coordinates [B, V, 3] of points [V, 3] in world coordinates."""
-        turned = torch.matmul(vertices, self.rotation.transpose(1, 2))
+        # Not a matrix product, whose rounding depends on the number of poses: faces at equal depth would change places.
+        columns = zip(vertices.unbind(1), self.rotation[:, None].unbind(3), strict=True)
+        turned = sum((values[:, None] * column for values, column in columns), start=torch.zeros_like(vertices))
         away = self.distance[:, None] * self.distance.new_tensor([0.0, 0.0, 1.0])
         return turned + away[:, None]
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raysense.semantics.camera import NEAR
+
 _KEY_BITS = 62
 _SPAN_BYTES = 400  # of intermediates, for each row of a triangle
 _FRAGMENT_BYTES = 64
@@ -60,14 +62,31 @@ class Seen(NamedTuple):
 
     Attributes:
         triangle: [B, size, size] int64, the nearest triangle at each sample; T, the number of triangles, for none.
-        inverse_depth: [B, size, size] float64, 1 / z of it, in inverse model units; 0 for none.
+        key: [B, size, size] int64, z-buffer.
+        id_bits: Bits of a key that hold the triangle's number.
+        scale: Of the inverse depth in the bits above.
     """
 
     triangle: Tensor
-    inverse_depth: Tensor
+    key: Tensor
+    id_bits: int
+    scale: float
+
+    @property
+    def inverse_depth(self) -> Tensor:
+        """1 / z at each sample, [B, size, size] float64, in inverse model units; 0 where no triangle is."""
+        return (self.key >> self.id_bits).double() / self.scale
 
 
-def rasterize(points: Tensor, corners: Tensor, pose: Tensor, poses: int, size: int, memory_bytes: int = 2**28) -> Seen:
+def rasterize(
+    points: Tensor,
+    corners: Tensor,
+    pose: Tensor,
+    poses: int,
+    size: int,
+    memory_bytes: int = 2**28,
+    most: int | None = None,
+) -> Seen:
     """The nearest triangle at every sample.
 
     A sample is covered by a triangle if it lies in it or on its edge; edges that triangles share leave no gaps. Of
@@ -80,25 +99,47 @@ def rasterize(points: Tensor, corners: Tensor, pose: Tensor, poses: int, size: i
         poses: Number B of rasters.
         size: Samples along a side.
         memory_bytes: About how much memory the intermediates may take, besides arguments and result.
+        most: At least the number of triangles on any raster; None counts. The resolution of depths depends on it, and so
+            does what is shown of faces at equal depths: give the same for results that do not depend on the other rasters.
     """
     count = corners.shape[1]
-    id_bits = count.bit_length()
-    nobody = 2**id_bits - 1  # at least T
+    rank, first, order = _ranked(pose, poses)
+    most = max(1, most or (int(rank.max()) + 1 if count else 1))
+    id_bits = most.bit_length()
     buffer = torch.zeros(poses * size * size, dtype=torch.int64, device=points.device)
     x, y, w = points.T.contiguous()
-    scale = 2.0 ** (_KEY_BITS - id_bits) / (1.0001 * float(w.max())) if count else 1.0
+    scale = 2.0 ** (_KEY_BITS - id_bits) / (1.0001 * max(1 / NEAR, float(w.max()) if count else 0.0))
     for part in _parts(count, memory_bytes // _TRIANGLE_BYTES):
         seen = _holding_samples(x, y, corners[:, part], size) + part.start
         ordered = _by_height(y, corners.index_select(1, seen))
         raster = pose.index_select(0, seen) * (size * size)
-        for spans in _spans(x, y, w, ordered, raster, nobody - seen, size, memory_bytes // _SPAN_BYTES):
+        number = most - rank.index_select(0, seen)
+        for spans in _spans(x, y, w, ordered, raster, number, size, memory_bytes // _SPAN_BYTES):
             keyed = _keyed(spans, scale, id_bits)
             ends = keyed.samples.cumsum(0)
             for piece in _balanced(ends, memory_bytes // _FRAGMENT_BYTES):
                 _draw(Keyed(*(field[piece] for field in keyed)), buffer)
-    triangle = (nobody - (buffer & nobody)).clamp_(max=count)
-    inverse_depth = (buffer >> id_bits).double() / scale
-    return Seen(triangle.view(poses, size, size), inverse_depth.view(poses, size, size))
+    # The first triangle of a raster has the largest number, nothing has 0.
+    key = buffer.view(poses, size, size)
+    number = key & (2**id_bits - 1)
+    place = (first[:, None, None] + most - number).clamp_(max=max(0, count - 1))
+    shown = place if order is None or not count else order.index_select(0, place.view(-1)).view(place.shape)
+    return Seen(torch.where(number > 0, shown, count), key, id_bits, scale)
+
+
+def _ranked(pose: Tensor, poses: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Place of every triangle among those of its raster, [T]; triangles before each raster's, [B]; the order of both.
+
+    The order is that of the triangles by raster, [T]; None where they are in it already.
+    """
+    places = torch.arange(len(pose), device=pose.device)
+    rasters = torch.arange(poses, device=pose.device)
+    if bool((pose[1:] >= pose[:-1]).all()):
+        first = torch.searchsorted(pose, rasters)
+        return places - first.index_select(0, pose), first, None
+    ordered, order = pose.sort(stable=True)
+    first = torch.searchsorted(ordered, rasters)
+    return torch.empty_like(places).scatter_(0, order, places - first.index_select(0, ordered)), first, order
 
 
 def _parts(count: int, length: int) -> Iterator[slice]:

@@ -117,7 +117,8 @@ class Renderer(ABC):
 
         Returns:
             [B, 3, size, size] in [0, 1], differentiable in every parameter, in reverse and in forward mode. Which face is
-            seen where is piecewise constant; the derivative is that of the colours and of the places of visible edges.
+            seen where is piecewise constant; the derivative is that of the colours and of the places of visible edges. A
+            pose with a parameter that is not finite is NaN throughout.
 
         Raises:
             UsageError: a parameter is missing.
@@ -137,7 +138,9 @@ class Renderer(ABC):
         ]
         if not parts:
             return torch.zeros(0, 3, self.size, self.size, dtype=self.dtype, device=mesh.vertices.device)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        finite = torch.stack([value.detach().isfinite() for value in values.values()]).all(0)
+        return images if bool(finite.all()) else images.masked_fill(~finite[:, None, None, None], torch.nan)
 
     def _render(self, mesh: PreparedMesh, values: Mapping[str, Tensor]) -> Tensor:
         poses, side = len(values["azimuth"]), self.size * self.supersampling
@@ -189,7 +192,9 @@ class TorchRenderer(Renderer):
         """See the base class."""
         side = self.size * self.supersampling
         points, corners, pose = projected[:3]
-        return rasterize(points, corners, pose, poses, side, self.memory_bytes).triangle
+        faces = len(pose if projected.uncut is None else projected.uncut) // max(1, poses)
+        # A face that is cut at the near plane becomes two triangles at most.
+        return rasterize(points, corners, pose, poses, side, self.memory_bytes, 2 * faces).triangle
 
 
 class PyTorch3DRenderer(Renderer):

@@ -40,7 +40,7 @@ def meshes() -> dict[str, Mesh]:
     found = {}
     try:
         files = sorted(shared_data("semantic", "shapes_dev").glob("*/*.obj"))
-        shapes = [cleaned(normalised(load_mesh(path))) for path in files]
+        shapes = [cleaned(normalised(load_mesh(path, path.parent.name))) for path in files]
     except pytest.skip.Exception as absent:
         print(f"subdivided tori instead of the authors' shapes: {absent}")
         shapes = [torus()]
