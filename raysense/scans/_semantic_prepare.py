@@ -289,5 +289,5 @@ def _cost_notes(spec: SemanticSpec, layout: Layout) -> list[str]:
     return [
         *notes,
         f"published regions in {dimensions} dimensions score up to {corners * regions:,} corners of every "
-        f"shape or image in each of up to {spec.iterations:,} iterations; constrained takes {spec.evaluations} a region",
+        f"shape or image in each of up to {spec.iterations:,} iterations; constrained takes some hundred a region and axis",
     ]

@@ -23,6 +23,14 @@ from raysense.scans.semantic import SemanticSpec
 from raysense.semantics.score import SemanticScore
 
 
+_EVALUATIONS = 400
+
+
+def affordable(dimensions: int) -> int:
+    """Scores of a constrained region where the spec does not say: what finds most of a known box in n dimensions."""
+    return _EVALUATIONS * (dimensions if dimensions > 2 else 1)
+
+
 class _Box(NamedTuple):
     """Which box: row of the unit's subjects, place of the subject, initial point, kind, method."""
 
@@ -98,7 +106,10 @@ class RegionRows:
         adversarial = torch.tensor([box.kind == "adversarial" for box in boxes])
         if family == "constrained":
             settings = ConstrainedSettings(
-                eps_m=spec.eps_mean, eps_v=spec.eps_variance, evaluations=spec.evaluations, seed=spec.seed
+                eps_m=spec.eps_mean,
+                eps_v=spec.eps_variance,
+                evaluations=spec.evaluations or affordable(self._layout.space.dimensions),
+                seed=spec.seed,
             )
             growth, shown = grow_constrained(
                 function, domain, start, subjects, adversarial, settings=settings, record=spec.traces

@@ -62,7 +62,12 @@ class SemanticSpec(ModelSpec):
         0.5, gt=0, lt=1, description="Eq. (2): the mean score over a region is at least 1 - eps_mean"
     )
     eps_variance: float = Field(0.05, gt=0, description="Eq. (2): the variance of the score is at most this")
-    evaluations: int = Field(400, ge=50, description="constrained: scores that one region may cost")
+    evaluations: int | None = Field(
+        None,
+        ge=50,
+        le=5000,
+        description="constrained: scores that one region may cost; none takes 400, in n > 2 dimensions 400 n",
+    )
     evidence: int = Field(128, ge=16, description="scores that show whether a published region holds Eq. (2)")
     iterations: int = Field(800, ge=1, description="published: at most T updates")
     eta: float = Field(0.1, gt=0, description="published: learning rate")

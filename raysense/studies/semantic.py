@@ -59,7 +59,7 @@ class SemanticStudyOptions(BaseModel):
     influence: bool = Field(False, description=str(_SPEC["influence"].description))
     eps_mean: float = Field(0.5, description=str(_SPEC["eps_mean"].description))
     eps_variance: float = Field(0.05, description=str(_SPEC["eps_variance"].description))
-    evaluations: int = Field(400, description=str(_SPEC["evaluations"].description))
+    evaluations: int | None = Field(None, description=str(_SPEC["evaluations"].description))
     iterations: int = Field(800, description=str(_SPEC["iterations"].description))
     half_width: float = Field(1e-5, description=str(_SPEC["half_width"].description))
     renderer: str = Field("auto", description=str(_SPEC["renderer"].description))
