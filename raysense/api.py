@@ -20,7 +20,7 @@ from raysense.engine.files import Directory
 from raysense.engine.lock import running_since
 from raysense.engine.run import Outcome, run_scan
 from raysense.engine.runtime import check_reachable
-from raysense.engine.store import SCAN_FILE, Store, encode_schemas
+from raysense.engine.store import SCAN_FILE, Store, decode_schemas, encode_schemas
 from raysense.engine.worker import bind_scan
 from raysense.errors import UsageError
 from raysense.options import ComputeOptions, RunOptions
@@ -104,6 +104,8 @@ class Status:
         samples_done: Samples in committed units.
         rate: Samples per second over the latest commits of the driver at work; None where it cannot be told.
         running: Whether a driver is at work.
+        noun: What is counted as samples: samples, or tasks.
+        errors_in: The table that says why samples could not be computed, and its column of ids; None where there is none.
         bad_samples: Samples in committed units that could not be computed; None where counting them would be dear (an
             object store with many units: ask `SELECT count(*) FROM samples WHERE error IS NOT NULL`).
     """
@@ -117,6 +119,8 @@ class Status:
     rate: float | None
     running: bool
     bad_samples: int | None
+    noun: str = "samples"
+    errors_in: tuple[str, str] | None = None
 
     @property
     def left(self) -> int:
@@ -156,7 +160,17 @@ def status(out: str | os.PathLike[str]) -> Status:
         rate=(len(times) - 1) * document["unit_size"] / seconds if seconds > 0 else None,
         running=since is not None,
         bad_samples=None if records is None else _sum(records, "bad_items"),
+        noun=document.get("noun", "samples"),
+        errors_in=error_table(store),
     )
+
+
+def error_table(store: Store) -> tuple[str, str] | None:
+    """The table of a scan that has a column ``error``, and its first column, which holds ids."""
+    for name, schema in decode_schemas(store.document()["schemas"]).items():
+        if "error" in schema.names:
+            return name, schema.names[0]
+    return None
 
 
 def _sum(records: list[dict[str, Any]], key: str) -> int:
@@ -175,6 +189,7 @@ def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[s
         "unit_size": prepared.unit_size,
         "units": len(units),
         "items": sum(unit.size for unit in units),
+        "noun": bound.noun,
         "schemas": encode_schemas(bound.tables()),
     }
     return Store.create(out, document, prepared.listing)

@@ -135,16 +135,16 @@ def status(directory: str, debug: bool) -> None:
     click.echo(f"{directory}: {now.kind} scan, {state}")
     click.echo(f"units    {now.committed} of {now.units} done, {len(now.failed)} failed, {now.left} left")
     bad = f", {now.bad_samples} of them could not be computed" if now.bad_samples else ""
-    click.echo(f"samples  {now.samples_done} of {now.samples} done{bad}")
+    click.echo(f"{now.noun:8} {now.samples_done} of {now.samples} done{bad}")
     if now.rate and now.running:
         left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
-        click.echo(f"rate     {now.rate:.3g} samples/s{left}")
+        click.echo(f"rate     {now.rate:.3g} {now.noun}/s{left}")
     for record in now.failed:
         click.echo(
             f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)"
         )
     if now.bad_samples:
-        click.echo(_bad_items_hint(directory))
+        click.echo(_bad_items_hint(directory, now.errors_in))
     if state == "stopped":
         click.echo(f"finish it with: raysense resume {directory}")
 
@@ -237,10 +237,12 @@ def demo(out: str, quiet: bool, debug: bool, **options: Any) -> int:
 
 def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     """Print how a scan ended; returns the exit status."""
+    from raysense.api import status
+
     left = outcome.units - outcome.committed - len(outcome.failed)
     if outcome.bad_items:
-        click.echo(f"{outcome.bad_items} of {outcome.items} samples could not be computed", err=True)
-        click.echo(_bad_items_hint(out), err=True)
+        click.echo(f"{outcome.bad_items} of {outcome.items} {outcome.noun} could not be computed", err=True)
+        click.echo(_bad_items_hint(out, status(out).errors_in), err=True)
     if outcome.failed:
         click.echo(
             f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures",
@@ -259,8 +261,9 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     return FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
 
 
-def _bad_items_hint(directory: str) -> str:
-    return f'why: raysense sql {directory} "SELECT sample_id, error FROM samples WHERE error IS NOT NULL"'
+def _bad_items_hint(directory: str, where: tuple[str, str] | None) -> str:
+    table, name = where or ("samples", "sample_id")
+    return f'why: raysense sql {directory} "SELECT {name}, error FROM {table} WHERE error IS NOT NULL"'
 
 
 def _is_scan(text: str) -> bool:

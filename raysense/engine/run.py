@@ -33,6 +33,7 @@ class Outcome:
         interrupted: Whether it was stopped (Ctrl-C, SIGTERM) before the end.
         items: Items (samples, ...) in the units that this run committed.
         bad_items: How many of them could not be computed; their rows say why in a column ``error``.
+        noun: What the items are.
     """
 
     units: int
@@ -41,6 +42,7 @@ class Outcome:
     interrupted: bool = False
     items: int = 0
     bad_items: int = 0
+    noun: str = "samples"
 
     @property
     def complete(self) -> bool:
@@ -81,7 +83,7 @@ def run_scan(
         total = sum(unit.size for unit in units)
         before = total - sum(unit.size for unit in left)
         # The signal handlers last: ray.init installs its own.
-        with Progress(total, before, quiet) as progress, cluster(options), _stop_signals() as stop:
+        with Progress(total, before, quiet, scan.noun) as progress, cluster(options), _stop_signals() as stop:
             placement = place(options, len(left))
             store = begin()
             dispatcher = Dispatcher(store, options, _compute_options(options, placement), placement, progress)
@@ -93,7 +95,7 @@ def run_scan(
             )
         committed_now = len(store.committed())
         return Outcome(
-            len(units), committed_now, tuple(failed), interrupted, progress.done_items - before, progress.bad
+            len(units), committed_now, tuple(failed), interrupted, progress.done_items - before, progress.bad, scan.noun
         )
 
 

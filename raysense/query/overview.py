@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ SCANS = pa.schema(
         pa.field("scan", pa.string(), metadata={"doc": "name of the scan in this database", "unit": "name"}),
         pa.field("kind", pa.string(), metadata={"doc": "kind of scan", "unit": "name"}),
         pa.field("model", pa.string(), metadata={"doc": "model reference", "unit": "reference"}),
-        pa.field("data", pa.string(), metadata={"doc": "data reference", "unit": "reference"}),
+        pa.field("data", pa.string(), metadata={"doc": "reference of the data, or of the shapes", "unit": "reference"}),
         pa.field("spec", pa.string(), metadata={"doc": "everything that determines the numbers", "unit": "JSON"}),
         pa.field("created", pa.timestamp("us", tz="UTC"), metadata={"doc": "when the scan was started", "unit": "UTC"}),
         pa.field("units", pa.int64(), metadata={"doc": "units of work of the whole scan", "unit": "count"}),
@@ -67,8 +68,8 @@ def scans_table(scans: Sequence[ScanTables], done: Mapping[str, int]) -> pa.Tabl
         {
             "scan": scan.name,
             "kind": scan.kind,
-            "model": (scan.document.get("spec") or {}).get("model"),
-            "data": (scan.document.get("spec") or {}).get("data"),
+            "model": _spec(scan).get("model"),
+            "data": _spec(scan).get("data") or _spec(scan).get("shapes"),
             "spec": json.dumps(scan.document.get("spec")),
             "created": _time(scan),
             "units": scan.document.get("units"),
@@ -109,6 +110,10 @@ def axes_table(scans: Sequence[ScanTables]) -> pa.Table:
         for position, axis in enumerate(scan.axes, start=1)
     ]
     return pa.Table.from_pylist(rows, schema=AXES)
+
+
+def _spec(scan: ScanTables) -> dict[str, Any]:
+    return scan.document.get("spec") or {}
 
 
 def _time(scan: ScanTables) -> datetime | None:

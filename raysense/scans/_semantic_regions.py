@@ -22,7 +22,6 @@ from raysense.scans._semantic_tables import REGION_TRACES, REGIONS
 from raysense.scans.semantic import SemanticSpec
 from raysense.semantics.score import SemanticScore
 
-
 _EVALUATIONS = 400
 
 

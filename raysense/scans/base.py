@@ -83,6 +83,8 @@ class Scan(ABC):
     kind: ClassVar[str]
     spec_type: ClassVar[type[ScanSpec]]
     summary: ClassVar[str]
+    noun: ClassVar[str] = "samples"
+    """What the rows of the listing are, in words."""
 
     def __init__(self, spec: ScanSpec) -> None:
         self.spec = spec

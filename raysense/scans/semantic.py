@@ -164,6 +164,7 @@ class SemanticScan(Scan):
 
     kind = "semantic"
     spec_type = SemanticSpec
+    noun = "tasks"
     summary = "in which poses, lights or image transforms the network keeps seeing a class (SRVR)"
     spec: SemanticSpec
 
