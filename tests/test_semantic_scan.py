@@ -19,6 +19,7 @@ from raysense.scans.semantic import SemanticScan, SemanticSpec
 from raysense.semantics.renderers import open_renderer
 from raysense.semantics.shapes import open_shapes
 from raysense.semantics.space import parse_space
+from raysense.studies.semantic import run_semantic
 from raysense.validation import validated
 
 NETWORK = "raysense.studies.networks:plain?channels=3&classes=4&width=4"
@@ -219,3 +220,29 @@ def test_from_the_command_line_to_sql(command: str, tmp_path: Path) -> None:
     assert 0 <= row["srvr"] <= 1
     raysense.write_report([out], tmp_path / "report.html", formats=())
     assert "azimuth" in (tmp_path / "report.html").read_text()
+
+
+def test_the_study_of_several_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "model": (NETWORK, f"{NETWORK}&seed=1"),
+        "shapes": "procedural?variants=2&classes=cup",
+        "classes": "cup=1",
+        "maps": "azimuth:120,elevation:50",
+        "methods": "constrained,naive",
+        "initial": "1",
+        "evaluations": 50,
+        "iterations": 2,
+        "size": 16,
+        "influence": True,
+    }
+    assert run_semantic(tmp_path, options, {"workers": 1, "device": "cpu"}, quiet=True) == 0
+    printed = capsys.readouterr().out
+    assert "Semantic robust volume ratio" in printed
+    assert "Does FI foretell" in printed
+    assert "constrained" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert "All scans" in page
+    with raysense.open_results([tmp_path / "plain", tmp_path / "plain-2"]) as database:
+        rows = database.query("SELECT scan, method, n_boxes FROM srvr() ORDER BY ALL").rows()
+    assert len(rows) == 4
+    assert {row["n_boxes"] for row in rows} == {2}

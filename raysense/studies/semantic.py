@@ -36,8 +36,8 @@ SELECT scan AS network, shape_id AS shape, axes, round(area, 4) AS area, round(m
 FROM semantic_traps() ORDER BY depth * area DESC LIMIT 10
 """
 _FORETELLS = """
-SELECT scan AS network, axes, axis, measure, n, n_events AS events, round(roc_area, 3) AS "ROC area",
-    round(stderr, 3) AS "±", round(rank_correlation, 3) AS "rank correlation with the slope"
+SELECT scan AS network, axes, axis, measure, n_points AS poses, n_events AS falls, round(roc_area, 3) AS "ROC area",
+    round(roc_stderr, 3) AS "±", round(rank_correlation, 3) AS "rank correlation with the slope"
 FROM fi_foretells_traps() ORDER BY ALL
 """
 
