@@ -13,6 +13,17 @@ from pydantic.fields import FieldInfo
 
 from raysense.options import RunOptions
 
+_LISTS = {
+    "target": "TARGET;...",
+    "scales": "N,...",
+    "maps": "AXIS:STEP,...;...",
+    "axes": "AXIS,...",
+    "fixed": "AXIS=VALUE,...",
+    "classes": "NAME=CLASS,...",
+    "samples": "ID,...",
+}
+"""How the items of options that are lists are written."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 RUN_NAMES = tuple(RunOptions.model_fields)
@@ -78,7 +89,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         elif kind is str:
             choices.append({"model": "REFERENCE", "data": "REFERENCE"}.get(name, "TEXT"))
         elif get_origin(kind) is tuple:
-            choices.append({"target": "TARGET;...", "scales": "N,..."}.get(name, "NAME,..."))
+            choices.append(_LISTS.get(name, "NAME,..."))
     return "|".join(choices)
 
 
