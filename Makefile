@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/raysense demo demo-output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # Every study of Shu & Zhu (2019) on the bundled digits.
 studies: $(STAMP)

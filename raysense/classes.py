@@ -26,7 +26,7 @@ def class_index(text: str, count: int, names: Sequence[str] | None, argument: st
     Raises:
         UsageError: the model has no such class, or several of that name.
     """
-    if text.isdigit():
+    if text.isascii() and text.isdecimal():
         if int(text) >= count:
             raise UsageError(f"{argument}: class {text} is not in the model; its classes are 0 to {count - 1}")
         return int(text)
@@ -44,7 +44,7 @@ def class_index(text: str, count: int, names: Sequence[str] | None, argument: st
             f"{argument}: the model does not say its classes' names, so {text!r} is unknown; give its index"
         )
     close = difflib.get_close_matches(_plain(text), known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"its classes are like {names[0]!r}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"its classes are like {names[0]!r}."
     raise UsageError(f"{argument}: class {text!r} is not in the model; {hint} An index or a WordNet id will do as well")
 
 

@@ -12,6 +12,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+_WITH_RAY = (
+    "test_cli",
+    "test_engine",
+    "test_influence_scan",
+    "test_object_store",
+    "test_semantic_scan",
+    "test_studies",
+)
+"""Files whose tests start Ray: two clusters at once would be too much for two cores."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of a file run in one, and all that start Ray in one."""
+    for item in items:
+        group = "ray" if item.path.stem in _WITH_RAY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two test machines' cores are shared with Ray workers; more threads only make timings and sums vary."""

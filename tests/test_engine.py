@@ -77,7 +77,7 @@ class TestOneCluster:
         assert set(rows(tmp_path / "s", "squares", "number")) == set(range(80)) - {16, 17, 18, 19}
 
     def test_a_hung_unit_is_killed(self, tmp_path: Path) -> None:
-        run = {**TWO, "unit_timeout": 1.5, "max_attempts": 1}
+        run = {**TWO, "unit_timeout": 4, "max_attempts": 1}
         outcome = raysense.scan(KIND, tmp_path / "s", run=run, items=40, hanging=(4,))
         assert outcome.failed == ("0000000016-0000000020",)
         assert "hung" in Store.open(tmp_path / "s").failures()[0]["attempts"][0]["error"]

@@ -23,6 +23,11 @@ def test_the_grid_of_the_paper() -> None:
     assert cells[35].tolist() == [1, 1]
 
 
+def test_a_step_that_divides_a_turn_but_for_rounding_is_made_exact() -> None:
+    assert parse_grid("azimuth:6.92308", SPACE).steps == (360 / 52,)
+    assert parse_grid("azimuth:119.99999", SPACE).counts == (3,)
+
+
 def test_a_map_of_one_axis_keeps_the_others_at_their_defaults() -> None:
     grid = parse_grid("azimuth:90", SPACE)
     assert grid.points(grid.cells(0, 4)).tolist() == [[0.0, 30.0], [90.0, 30.0], [180.0, 30.0], [270.0, 30.0]]
@@ -45,7 +50,7 @@ def test_axes_of_a_map_come_in_the_order_asked_for() -> None:
         ("azimuth:x", "no step"),
         ("azimuth:0", "above 0"),
         ("elevation:101", "at most 100"),
-        ("azimuth:7", "do not divide the whole turn"),
+        ("azimuth:7", "do not divide the whole turn; use 6.92308"),
         ("azimuth:3,azimuth:3", "two different ones"),
     ],
 )
@@ -75,6 +80,9 @@ def test_initial_points() -> None:
     ("text", "words"),
     [
         ("0", "at least one point"),
+        (";", "names no point"),
+        ("", "names no point"),
+        ("²", "is no point"),
         ("10", ""),
         ("10:95", "lies outside the space"),
         ("10:20:30", "has 3 coordinates"),

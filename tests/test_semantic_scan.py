@@ -159,6 +159,42 @@ def test_a_broken_mesh_spares_its_neighbours(tmp_path: Path) -> None:
     assert set(tables["semantic_maps"]["shape_id"].to_pylist()) == {"cup/good"}
 
 
+def test_regions_that_all_diverge_are_counted_as_such() -> None:
+    spec = {**REGIONS, "classes": "cup=1", "methods": "naive", "kinds": "robust", "eta": 1e9, "half_width": 30}
+    found = computed(**spec)["regions"].to_pylist()
+    assert [row["diverged"] for row in found] == [True, True]
+    assert [(row["volume"], row["mean_score"], row["holds"], row["evidence_points"]) for row in found] == [
+        (None, None, None, 0)
+    ] * 2
+
+
+def test_scores_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
+    """A network that breaks down on bright pictures only, which the first two of a scan are not."""
+    file = tmp_path / "breaks.py"
+    file.write_text(
+        "import torch\n"
+        "class Breaks(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        mean = images.mean((1, 2, 3))\n"
+        "        return torch.stack((mean, torch.where(mean > 0.8, torch.nan, -mean)), dim=1)\n"
+        "def network():\n"
+        "    return Breaks()\n"
+    )
+    tables = computed(
+        model=f"{file}:network", shapes="procedural?variants=1", classes="cup=1", size=16, axes="background",
+        maps="background:0.5", initial="0;1", evaluations=50,
+    )  # fmt: skip
+    maps, regions = tables["semantic_maps"].to_pylist(), tables["regions"].to_pylist()
+    assert [row["score"] is None for row in maps] == [False, False, True]
+    assert [row["predicted"] is None for row in maps] == [False, False, True]
+    assert [row["u0_score"] is None for row in regions] == [False, True]
+
+
+def test_classes_of_images_are_chosen_before_the_limit() -> None:
+    spec = {"model": "digits", "data": "digits", "split": "test", "maps": "rotation:180", "methods": "none"}
+    assert set(computed(**spec, classes="3", limit=2)["subjects"]["label"].to_pylist()) == {3}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -172,7 +208,7 @@ def test_a_broken_mesh_spares_its_neighbours(tmp_path: Path) -> None:
         ({"influence": True, "antialias": False}, "without antialias"),
         ({"axes": "azimuth,elevatoin"}, "no axis 'elevatoin'"),
         ({"axes": "elevation=60:0"}, "inverted"),
-        ({"axes": "rotation,scale"}, "are of images; give --data"),
+        ({"axes": "rotation,scale"}, "these are axes of images; give --data"),
         ({"initial": "30:100"}, "lies outside the space"),
         ({"maps": "roll:10"}, "not among the axes"),
         ({"maps": "azimuth:10;azimuth:20"}, "asked for twice"),
@@ -185,6 +221,10 @@ def test_a_broken_mesh_spares_its_neighbours(tmp_path: Path) -> None:
         ({"model": "raysense.studies.networks:plain?channels=1&classes=4"}, "does not take the renders of the shapes"),
         ({"renderer": "opengl"}, "renderer"),
         ({"size": 0}, "size"),
+        ({"classes": "cup=1,cup=2"}, "'cup' is named twice"),
+        ({"maps": "azimuth:60,elevation:50;elevation:50,azimuth:60"}, "asked for twice"),
+        ({"shapes": None, "data": "digits", "model": "digits", "classes": None}, "size, renderer and antialias"),
+        ({"initial": ";"}, "names no point"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_computed(changes: dict[str, Any], words: str) -> None:
@@ -193,6 +233,12 @@ def test_bad_input_is_one_sentence_before_anything_is_computed(changes: dict[str
         SemanticScan(validated(SemanticSpec, spec)).prepare(ComputeOptions(device="cpu"))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_many_cells_are_announced() -> None:
+    spec = {**SMALL, "methods": "none", "maps": "azimuth:1,elevation:1"}
+    prepared = SemanticScan(validated(SemanticSpec, spec)).prepare(ComputeOptions(device="cpu"))
+    assert any("36,360 cells" in note for note in prepared.notes)
 
 
 def test_what_many_corners_cost_is_said() -> None:

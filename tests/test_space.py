@@ -30,12 +30,10 @@ def test_parameters_are_columns_fixed_values_or_defaults() -> None:
     assert "rotation" not in found
 
 
-def test_restricted_keeps_the_other_coordinates() -> None:
-    space = parse_space(["azimuth", "elevation", "distance"])
-    part = space.restricted(["distance", "azimuth"], torch.tensor([1.0, 2.0, 3.0]))
-    assert part.names == ("distance", "azimuth")
-    found = part.parameters(torch.tensor([[2.5, 90.0]], dtype=torch.float64))
-    assert (found["distance"].item(), found["azimuth"].item(), found["elevation"].item()) == (2.5, 90.0, 2.0)
+def test_values_without_a_meaning_are_the_nearest_with_one() -> None:
+    found = parse_space(["scale", "blur"]).parameters(torch.tensor([[-3.0, -1.0], [2.0, 1e9]], dtype=torch.float64))
+    assert found["scale"].tolist() == [0.05, 2.0]
+    assert found["blur"].tolist() == [0.0, 1000.0]
 
 
 def test_an_arc_is_not_periodic() -> None:

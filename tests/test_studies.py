@@ -416,3 +416,11 @@ def test_pixel_study_refuses_bad_scales_first(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 must be odd"):
         run_pixels(tmp_path / "out", {"scales": "1,2"}, RUN, quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("job", sorted((Path(__file__).parents[1] / "jobs").glob("*.py")), ids=lambda job: job.stem)
+def test_every_job_explains_itself(job: Path) -> None:
+    shown = CliRunner().invoke(runpy.run_path(str(job))["main"], ["--help"])
+    assert shown.exit_code == 0, shown.output
+    assert "--out" in shown.output
+    assert "--model" in shown.output

@@ -87,6 +87,9 @@ def evidence(
     low, high = clipped(domain, lower, upper)
     valid = ((high >= low) & low.isfinite() & high.isfinite()).all(1)
     rows = valid.nonzero()[:, 0]
+    if not len(rows):
+        unknown, none = lower.new_full((len(lower),), torch.nan), torch.zeros_like(valid)
+        return Evidence(*(unknown,) * 6, contains_start=none, holds=none, points=none.long())
     generators = [seeded(seed, lower[row], upper[row]) for row in rows]
     sample = stratified(low[rows], high[rows], points // EACH, EACH, generators)
     at = domain.wrapped(sample.flatten(0, 2))

@@ -45,7 +45,11 @@ Examine = Callable[[LoadedModel, torch.Tensor], Examined]
 
 
 def prepare_samples(
-    spec: SampledSpec, passes_per_sample: Callable[[int], int], gradients: bool, examine: Examine | None = None
+    spec: SampledSpec,
+    passes_per_sample: Callable[[int], int],
+    gradients: bool,
+    examine: Examine | None = None,
+    mend: str = "use --method bound",
 ) -> Prepared:
     """List the data, open the model, and check that they fit, before anything is computed.
 
@@ -54,6 +58,7 @@ def prepare_samples(
         passes_per_sample: Rough cost of one sample in passes, from the number of classes; sizes the units.
         gradients: Whether the scan needs gradients with respect to the input.
         examine: What else the scan checks.
+        mend: What to do with a model that has no gradients.
 
     Raises:
         UsageError: one sentence on what does not fit.
@@ -61,9 +66,9 @@ def prepare_samples(
     model = load_model(spec.model)
     source = open_data(spec.data, spec.split)
     listing = source.list()
-    table = _limited(_chosen(spec, listing.table), spec.limit)
+    table = limited(_chosen(spec, listing.table), spec.limit)
     preprocessing = source.preprocessing or model.preprocessing
-    batch, classes = _probe(spec, model, source, table, preprocessing, gradients)
+    batch, classes = _probe(spec, model, source, table, preprocessing, mend if gradients else None)
     _check_labels(spec, table, classes)
     examined = Examined({}) if examine is None else examine(model, batch)
     return Prepared(
@@ -129,7 +134,7 @@ def _chosen(spec: SampledSpec, table: pa.Table) -> pa.Table:
     return table.take(pa.array(sorted({row[sample_id] for sample_id in spec.samples}))).combine_chunks()
 
 
-def _limited(table: pa.Table, limit: int | None) -> pa.Table:
+def limited(table: pa.Table, limit: int | None) -> pa.Table:
     """At most ``limit`` samples of every split, evenly spaced, since many data sets are sorted by class."""
     if limit is None:
         return table
@@ -162,9 +167,9 @@ def _probe(
     source: DataSource,
     table: pa.Table,
     preprocessing: Preprocessing | None,
-    gradients: bool,
+    mend: str | None,
 ) -> tuple[torch.Tensor, int]:
-    """Run the first readable samples; returns their images and the number of classes."""
+    """Run the first readable samples; returns their images and the number of classes. With a mend, try gradients."""
     decoder = SampleDecoder(source.reader(table), preprocessing, None)
     images, names = _first_images(spec, decoder, table)
     if len({image.shape for image in images}) > 1:
@@ -174,9 +179,9 @@ def _probe(
         )
     batch = as_float(torch.stack(images), "cpu")
     classes = checked_classes(spec.model, model.module, batch, names, f"images of data {spec.data!r}")
-    if gradients:
+    if mend is not None:
         check_gradients(
-            spec.model, model.module, batch[:1], "scan a model that is differentiable throughout, or use --method bound"
+            spec.model, model.module, batch[:1], f"scan a model that is differentiable throughout, or {mend}"
         )
     return batch, classes
 

@@ -13,15 +13,15 @@ from raysense.classes import class_index
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import LoadedModel, load_model
 from raysense.scans._model import check_gradients, checked_classes, model_facts
+from raysense.scans._sampled import Examined, limited, prepare_samples
 from raysense.scans._sampled import current_fingerprints as sampled_fingerprints
-from raysense.scans._sampled import prepare_samples
 from raysense.scans.base import Prepared
 from raysense.scans.semantic import SemanticSpec
 from raysense.semantics.grids import Grid, initial_points, parse_grid
 from raysense.semantics.renderers import Renderer, open_renderer
 from raysense.semantics.shapes import ShapeEntry, ShapeSource, open_shapes
 from raysense.semantics.space import SemanticSpace, parse_space
-from raysense.semantics.subjects import RenderedShapes
+from raysense.semantics.subjects import RenderedShapes, TransformedImages
 
 _BLOCK = 1024
 """Cells of a map that one row of the listing stands for."""
@@ -30,6 +30,8 @@ _LARGEST_UNIT = 64
 _COSTLY_CORNERS = 2**6
 _SMALL_WIDTH = 0.1
 _SIZE = 224
+_BLACK_BOX = "use --black-box with methods constrained, naive or oir_b"
+_MANY_CELLS = 20_000
 
 
 class Layout(NamedTuple):
@@ -56,10 +58,10 @@ def layout_of(spec: SemanticSpec) -> Layout:
     space = parse_space(axes, spec.fixed)
     if space.of_images != (spec.data is not None):
         what, mend = ("images", "--data") if space.of_images else ("rendered shapes", "--shapes")
-        raise UsageError(f"axes {', '.join(space.names)} are of {what}; give {mend}, or other axes")
+        raise UsageError(f"axes {', '.join(space.names)}: these are axes of {what}; give {mend}, or other axes")
     grids = tuple(parse_grid(text, space) for text in spec.maps)
     for grid in grids:
-        if [other.axes for other in grids].count(grid.axes) > 1:
+        if [sorted(other.names) for other in grids].count(sorted(grid.names)) > 1:
             raise UsageError(f"maps: {grid.axes} is asked for twice; ask once")
     return Layout(space, grids, initial_points(spec.initial, space, spec.seed))
 
@@ -71,7 +73,7 @@ def prepare(spec: SemanticSpec) -> Prepared:
         UsageError: one sentence on what does not fit.
     """
     layout = layout_of(spec)
-    subjects = _images(spec) if spec.data is not None else _shapes(spec, layout)
+    subjects = _images(spec, layout) if spec.data is not None else _shapes(spec, layout)
     table = subjects.listing
     listing = _tasks(table, layout, bool(spec.growing))
     facts = subjects.facts | {"space": _space_facts(layout.space)}
@@ -98,11 +100,20 @@ def opened_renderer(spec: SemanticSpec, size: int) -> Renderer:
     return open_renderer(spec.renderer, size=size, antialias=spec.antialias)
 
 
-def _images(spec: SemanticSpec) -> Prepared:
+def _images(spec: SemanticSpec, layout: Layout) -> Prepared:
     """Images of a data set, those of the classes asked for."""
-    prepared = prepare_samples(spec.sampled, lambda classes: 1, gradients=_needs_gradients(spec))
+
+    def examine(model: LoadedModel, images: torch.Tensor) -> Examined:
+        points = layout.initial[:1].repeat(len(images), 1)
+        TransformedImages(layout.space, images).images(points, torch.arange(len(images)))
+        return Examined({})
+
+    # Classes are chosen before the limit counts.
+    every = spec.sampled.model_copy(update={"limit": None}) if spec.classes else spec.sampled
+    prepared = prepare_samples(
+        every, lambda classes: 1, gradients=_needs_gradients(spec), examine=examine, mend=_BLACK_BOX
+    )
     names = prepared.facts["data"]["classes"] or prepared.facts["model"]["classes"]
-    labels = prepared.listing["label"].to_numpy()
     table = prepared.listing
     if spec.classes:
         count = prepared.facts["model"]["n_classes"]
@@ -110,9 +121,12 @@ def _images(spec: SemanticSpec) -> Prepared:
             if "=" in text:
                 raise UsageError(f"classes {text!r}: images have labels already; name classes only, without =")
         wanted = [class_index(text, count, names) for text in spec.classes]
-        table = table.filter(pa.array(np.isin(labels, wanted)))
+        table = table.filter(pa.array(np.isin(table["label"].to_numpy(), wanted)))
         if not table.num_rows:
-            raise UsageError(f"classes {', '.join(spec.classes)}: no image of data {spec.data!r} has such a label")
+            raise UsageError(
+                f"classes {', '.join(spec.classes)}: no image of data {spec.data!r} has such a label; name other classes"
+            )
+        table = limited(table, spec.limit)
     named = [names[label] if names and label < len(names) else str(label) for label in table["label"].to_pylist()]
     facts = prepared.facts | {"data": prepared.facts["data"] | {"n_samples": table.num_rows}}
     return Prepared(table.append_column("class_name", pa.array(named, pa.string())), facts, 1, prepared.notes)
@@ -131,7 +145,7 @@ def _shapes(spec: SemanticSpec, layout: Layout) -> Prepared:
     batch = _first_renders(source, entries, renderer, layout)
     count = checked_classes(spec.model, model.module, batch, ["the first shape"] * len(batch), "renders of the shapes")
     if _needs_gradients(spec):
-        check_gradients(spec.model, model.module, batch[:1], "scan a differentiable model, or use --black-box")
+        check_gradients(spec.model, model.module, batch[:1], f"scan a differentiable model, or {_BLACK_BOX}")
     labels = _labels(spec, entries, count, model)
     table = pa.table(
         {
@@ -187,6 +201,8 @@ def _labels(spec: SemanticSpec, entries: Sequence[ShapeEntry], count: int, model
     given: dict[str, str] = {}
     for text in spec.classes:
         name, equals, target = text.partition("=")
+        if name in given:
+            raise UsageError(f"classes: {name!r} is named twice; name it once")
         if equals:
             given[name] = target
     labels = {}
@@ -228,6 +244,11 @@ def _first_renders(
 
 def _model_size(model: LoadedModel) -> int:
     crop = None if model.preprocessing is None else model.preprocessing.crop
+    if crop is not None and crop[0] != crop[1]:
+        raise UsageError(
+            f"model {model.reference!r} wants images of {crop[0]} x {crop[1]}, and renders are square; if it takes square "
+            "ones too, say their --size"
+        )
     return _SIZE if crop is None else crop[0]
 
 
@@ -275,8 +296,11 @@ def _space_facts(space: SemanticSpace) -> dict[str, Any]:
 def _cost_notes(spec: SemanticSpec, layout: Layout) -> list[str]:
     """What published growth costs where its corners are many."""
     dimensions = layout.space.dimensions
-    published = [method for method in spec.growing if method != "constrained"]
+    cells = sum(grid.size for grid in layout.grids)
     notes = []
+    if cells > _MANY_CELLS:
+        notes.append(f"the maps have {cells:,} cells, each a picture to score for every shape or image")
+    published = [method for method in spec.growing if method != "constrained"]
     if published and dimensions > 2 and spec.half_width < _SMALL_WIDTH:
         notes.append(
             f"published regions in {dimensions} dimensions hardly grow from half a width of {spec.half_width:g}: their "

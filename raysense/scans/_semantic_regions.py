@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import product
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raysense.measures.boxes import Evaluator, clipped_volume
+from raysense.measures.boxes import Evaluator, RegionFunction, clipped_volume
 from raysense.measures.constrained_growth import ConstrainedSettings
 from raysense.measures.constrained_growth import grow as grow_constrained
 from raysense.measures.growth import Growth
@@ -58,12 +59,22 @@ class RegionRows:
             subjects: Their places in ``score``.
             score: f(u).
         """
-        spec, initial = self._spec, self._layout.initial
+        initial = self._layout.initial
         self._subjects += [row["sample_id"] for row in rows]
         at = initial.repeat(len(subjects), 1)
         whose = torch.tensor(subjects).repeat_interleave(len(initial))
         starts = self._at_start(score, at, whose)
-        function = Evaluator(score)
+        with _one_thread() as every:
+            self._grow(rows, subjects, Evaluator(_Threaded(score, every)), starts)
+
+    def _grow(
+        self,
+        rows: Sequence[dict[str, object]],
+        subjects: Sequence[int],
+        function: Evaluator,
+        starts: dict[tuple[int, int], dict[str, float | None]],
+    ) -> None:
+        spec, initial = self._spec, self._layout.initial
         for family in ("constrained", "published"):
             methods = [method for method in spec.growing if (method == "constrained") == (family == "constrained")]
             boxes = [
@@ -142,7 +153,7 @@ class RegionRows:
                 adversarial,
                 eps_m=spec.eps_mean,
                 eps_v=spec.eps_variance,
-                points=spec.evidence,
+                points=spec.evidence + spec.evidence % 2,  # two in every stratum
                 seed=spec.seed,
             )
         self._add(family, boxes, growth, shown, starts)
@@ -160,7 +171,7 @@ class RegionRows:
             scored = score.scored(points, subjects)
         for index, subject in enumerate(subjects.tolist()):
             found[subject, index % count] = {
-                "u0_score": float(scored.score[index]),
+                "u0_score": _finite(scored.score[index]),
                 "u0_fi": None if influence is None else _finite(influence.fi[index]),
                 "u0_fi_bound": None if influence is None else _finite(influence.bound[index]),
             }
@@ -219,6 +230,40 @@ class RegionRows:
                         "loss": _finite(trace.loss[row]),
                     }
                 )
+
+
+class _Threaded:
+    """A region function on a number of threads of its own."""
+
+    def __init__(self, function: RegionFunction, threads: int) -> None:
+        self._function = function
+        self._threads = threads
+
+    def scores(self, points: Tensor, subjects: Tensor) -> Tensor:
+        """As of the function."""
+        with _threads(self._threads):
+            return self._function.scores(points, subjects)
+
+    def scores_and_gradients(self, points: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the function."""
+        with _threads(self._threads):
+            return self._function.scores_and_gradients(points, subjects)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[int]:
+    """So many threads for torch meanwhile; gives how many there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _one_thread() -> AbstractContextManager[int]:
+    """Growth works on small tensors, on which several threads only wait for each other."""
+    return _threads(1)
 
 
 def _names(box: _Box) -> dict[str, object]:

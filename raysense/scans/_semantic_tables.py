@@ -43,9 +43,11 @@ SEMANTIC_MAPS = pa.schema(
         column("steps", pa.list_(_I32), "cells of the whole map along each axis", "count"),
         column("cell", pa.list_(_I32), "place of the cell along each axis, from 0", "index"),
         column("u", _LIST, "coordinates of the cell", _UNIT),
-        column("score", _F64, "f(u), softmax probability of the class, Eq. (1)", "probability"),
-        column("predicted", _I32, "most probable class", "class index"),
-        column("p_predicted", _F64, "its softmax probability", "probability"),
+        column(
+            "score", _F64, "f(u), softmax probability of the class, Eq. (1); null where not finite", "probability", True
+        ),
+        column("predicted", _I32, "most probable class; null as score", "class index", True),
+        column("p_predicted", _F64, "its softmax probability; null as score", "probability", True),
         column("fi", _F64, "FI of all axes of the space jointly, f = -log score; null where not asked for", "1", True),
         column("fi_bound", _F64, "(1 - score) / score, which fi does not exceed; null as fi", "1", True),
         column(
@@ -87,14 +89,14 @@ REGIONS = pa.schema(
         column("contains_u0", _FLAG, "whether the initial point is inside", "", True),
         column("holds", _FLAG, "whether Eq. (2) holds: mean, variance, u0 (adversarial: on 1 - score)", "", True),
         column("evidence_points", _I32, "scores that the estimates are from", "count"),
-        column("loss", _F64, "loss of the last iteration; null for constrained and where diverged", "1", True),
+        column("loss", _F64, "loss of the bounds; constrained: minus the volume; null where diverged", "1", True),
         column("iterations", _I32, "updates (published) or rounds (constrained)", "count"),
-        column("converged", _FLAG, "whether growth ended by itself"),
+        column("converged", _FLAG, "whether growth ended by itself, also where no region can be found"),
         column("diverged", _FLAG, "whether bounds became infinite or undefined"),
         column(
             "evaluations", _I32, "scores asked for while growing, those shared with other regions counted too", "count"
         ),
-        column("u0_score", _F64, "score at the initial point", "probability"),
+        column("u0_score", _F64, "score at the initial point; null where not finite", "probability", True),
         column("u0_fi", _F64, "FI of all axes there; null where not asked for", "1", True),
         column("u0_fi_bound", _F64, "(1 - score) / score there; null as u0_fi", "1", True),
     ],
@@ -109,7 +111,7 @@ REGION_TRACES = pa.schema(
         column("iteration", _I32, "from 0; the state before its update", "count"),
         column("lower", _LIST, "lower bounds", _UNIT),
         column("upper", _LIST, "upper bounds", _UNIT),
-        column("loss", _F64, "loss; null for constrained", "1", True),
+        column("loss", _F64, "loss; constrained: minus the volume", "1", True),
     ],
     metadata={"doc": "one row a region and iteration: how it grew"},
 )

@@ -120,6 +120,8 @@ class SemanticSpec(ModelSpec):
             raise ValueError(
                 "either shapes or data must be given: --shapes procedural or a folder of meshes, or --data for images"
             )
+        if self.data is not None and (self.size is not None or self.renderer != "auto" or not self.antialias):
+            raise ValueError("size, renderer and antialias are of shapes; leave them out where data names images")
         for name, known in (("methods", (*_METHODS, "published", "none")), ("kinds", _KINDS)):
             values = getattr(self, name)
             for value in values:

@@ -46,7 +46,10 @@ SCENE_AXES = _named(
     Axis(
         "elevation", "degrees", -10, 90, 30, "angle of the camera above the horizontal plane", minimum=-180, maximum=180
     ),
-    Axis("distance", "model units", 2, 6, 2.732, "distance of the camera from the centre of the shape", minimum=0.05),
+    Axis(
+        "distance", "model units", 2, 6, 2.732, "distance of the camera from the centre of the shape",
+        minimum=0.05, maximum=1000,
+    ),
     Axis("roll", "degrees", -180, 180, 0, "rotation of the camera about its viewing direction", period=360),
     Axis("field_of_view", "degrees", 30, 90, 60, "whole viewing angle of the camera", minimum=1, maximum=170),
     Axis("light_azimuth", "degrees", 0, 360, 0, "azimuth of the direction the light comes from", period=360),
@@ -65,14 +68,14 @@ SCENE_AXES = _named(
 
 IMAGE_AXES = _named(
     Axis("rotation", "degrees", -180, 180, 0, "counterclockwise rotation about the centre", period=360),
-    Axis("scale", "factor", 0.5, 2, 1, "magnification about the centre", minimum=0.01),
+    Axis("scale", "factor", 0.5, 2, 1, "magnification about the centre", minimum=0.05, maximum=1000),
     Axis("shear", "degrees", -45, 45, 0, "horizontal shear: angle of the vertical lines", minimum=-85, maximum=85),
     Axis("translate_x", "image widths", -0.5, 0.5, 0, "shift to the right"),
     Axis("translate_y", "image heights", -0.5, 0.5, 0, "shift downwards"),
     Axis("brightness", "1", -0.5, 0.5, 0, "added to every pixel value"),
     Axis("contrast", "factor", 0.25, 2, 1, "scales the pixel values about the image's mean grey", minimum=0),
     Axis("saturation", "factor", 0, 2, 1, "scales the pixel values about their own grey", minimum=0),
-    Axis("blur", "pixels", 0, 4, 0, "standard deviation of a Gaussian blur", minimum=0),
+    Axis("blur", "pixels", 0, 4, 0, "standard deviation of a Gaussian blur", minimum=0, maximum=1000),
 )
 """Axes of plain images; the defaults leave the image as it is."""
 

@@ -18,6 +18,8 @@ PAPER_POINTS = ((130.0, 30.0), (50.0, 20.0), (200.0, 15.0), (310.0, 50.0))
 _PAPER_AXES = ("azimuth", "elevation")
 _DEFAULT_CELLS = 36
 _SOME_POINTS = 4
+_SNAP = 1e-5
+"""Part by which a step may miss the one that divides a whole turn, which is then taken."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,12 @@ def parse_grid(text: str, space: SemanticSpace) -> Grid:
         if not 0 < step <= extent:
             raise UsageError(f"maps {text!r}: the step {step:g} must be above 0 and at most {extent:g} {axis.unit}")
         cells = extent / step
-        if axis.periodic and abs(cells - round(cells)) > 1e-6:
-            raise UsageError(
-                f"maps {text!r}: steps of {step:g} do not divide the whole turn; use {extent / math.ceil(cells):g}"
-            )
+        if axis.periodic:
+            if abs(cells - round(cells)) > _SNAP * cells:
+                raise UsageError(
+                    f"maps {text!r}: steps of {step:g} do not divide the whole turn; use {extent / math.ceil(cells):g}"
+                )
+            step = extent / round(cells)
         names.append(name)
         steps.append(step)
         counts.append(round(cells) if axis.periodic else math.floor(cells + 1e-9) + 1)
@@ -126,13 +130,16 @@ def initial_points(text: str, space: SemanticSpace, seed: int) -> Tensor:
         points = torch.tensor(PAPER_POINTS, dtype=torch.float64)[:, columns]
         if _inside(points, space).all():
             return points
-    if text == "auto" or text.isdigit():
+    if text == "auto" or (text.isascii() and text.isdecimal()):
         count = _SOME_POINTS if text == "auto" else int(text)
         if not count:
             raise UsageError("initial '0': at least one point is needed; give a number, default, or points")
         engine = torch.quasirandom.SobolEngine(space.dimensions, scramble=True, seed=seed)
         return space.domain.lower + space.domain.extent * engine.draw(count, dtype=torch.float64)
-    points = torch.tensor([_point(part, text, space) for part in text.split(";") if part.strip()], dtype=torch.float64)
+    parts = [part for part in text.split(";") if part.strip()]
+    if not parts:
+        raise UsageError(f"initial {text!r} names no point; write {_example(space)}, a number, default or auto")
+    points = torch.tensor([_point(part, text, space) for part in parts], dtype=torch.float64)
     for point, inside in zip(points.tolist(), _inside(points, space).tolist(), strict=True):
         if not inside:
             ranges = ", ".join(f"{axis.name} {axis.low:g} to {axis.high:g}" for axis in space.axes)

@@ -70,25 +70,14 @@ class SemanticSpace:
             points: [P, n] float64, in the order of the axes; periodic ones may lie beyond the range.
 
         Returns:
-            [P] float64 by name of the axis: columns of ``points``, fixed values, or defaults. Differentiable.
+            [P] float64 by name of the axis: columns of ``points``, fixed values, or defaults. Differentiable. Where a value
+            has no meaning, such as a negative scale, the nearest that has one is taken.
         """
         family = IMAGE_AXES if self.of_images else SCENE_AXES
         values = {name: points.new_full((len(points),), axis.default) for name, axis in family.items()}
         values |= {name: points.new_full((len(points),), value) for name, value in self.fixed}
-        return values | {name: points[:, index] for index, name in enumerate(self.names)}
-
-    def restricted(self, names: Sequence[str], at: Tensor) -> SemanticSpace:
-        """The space over some of the axes, the others fixed.
-
-        Args:
-            names: Which axes, in the wanted order.
-            at: Values [n] of all axes of this space; those not named stay at them.
-        """
-        kept = {axis.name: axis for axis in self.axes}
-        values = dict(self.fixed) | {
-            name: float(at[index]) for index, name in enumerate(self.names) if name not in names
-        }
-        return SemanticSpace(tuple(kept[name] for name in names), tuple(values.items()))
+        named = enumerate(self.axes)
+        return values | {axis.name: points[:, index].clamp(axis.minimum, axis.maximum) for index, axis in named}
 
 
 def parse_space(axes: Sequence[str], fixed: Sequence[str] = ()) -> SemanticSpace:
@@ -148,7 +137,7 @@ def _axis(text: str) -> Axis:
         raise UsageError(f"axes: {text!r} is longer than a whole turn; use at most {axis.period:g} {axis.unit}")
     if found.low < axis.minimum or found.high > axis.maximum:
         raise UsageError(
-            f"axes: {text!r} leaves the meaningful values {axis.minimum:g} to {axis.maximum:g} {axis.unit}; narrow it"
+            f"axes: {text!r} leaves the meaningful values {axis.minimum:g} to {axis.maximum:g}{_in_unit(axis)}; narrow it"
         )
     return found
 
@@ -162,7 +151,7 @@ def _fixed(text: str, family: Mapping[str, Axis]) -> tuple[str, float]:
         raise UsageError(f"fixed {text!r}: write {name}=VALUE, such as {name}={axis.default:g}") from error
     if not axis.minimum <= value <= axis.maximum or not math.isfinite(value):
         raise UsageError(
-            f"fixed {text!r}: the value must lie in {axis.minimum:g} to {axis.maximum:g} {axis.unit}; "
+            f"fixed {text!r}: the value must lie in {axis.minimum:g} to {axis.maximum:g}{_in_unit(axis)}; "
             f"the default is {axis.default:g}"
         )
     return name, value
@@ -172,6 +161,10 @@ def _known(name: str, argument: str, family: Mapping[str, Axis]) -> Axis:
     if name not in family:
         raise UsageError(f"{argument}: there is no axis {name!r}; choose from {', '.join(family)}")
     return family[name]
+
+
+def _in_unit(axis: Axis) -> str:
+    return "" if axis.unit == "1" else f" {axis.unit}"
 
 
 def _example(axis: Axis) -> str:

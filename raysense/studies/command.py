@@ -54,4 +54,5 @@ def study_options(options: type[BaseModel]) -> list[Decorator]:
     if get_origin(model.annotation) is tuple:
         text = f"Model reference; may be given several times [default: {' and '.join(model.default)}]."
         decorators["model"] = click.option("--model", multiple=True, metavar="REFERENCE", help=text)
-    return [decorators[name] for name in (*(name for name in decorators if name not in _FIRST), *reversed(_FIRST))]
+    first = [name for name in _FIRST if name in decorators]
+    return [decorators[name] for name in (*(name for name in decorators if name not in first), *reversed(first))]

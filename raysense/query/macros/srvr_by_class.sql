@@ -19,6 +19,7 @@ boxes AS (
         CASE WHEN holds AND NOT diverged THEN volume_clipped ELSE 0 END AS feasible,
         coalesce(holds, false) AS holds, converged, diverged, evaluations
     FROM regions
+    WHERE u0_score IS NOT NULL  -- a network that gives no finite score says nothing of robustness
 ),
 shapes AS (
     SELECT
