@@ -2,7 +2,8 @@ r"""In how much of a semantic space do networks keep seeing a class? (Hamdi & Gh
 
     python jobs/semantic_srvr.py --out runs/srvr
     ray job submit --working-dir . -- python jobs/semantic_srvr.py --out s3://bucket/srvr --shapes folder:/data/shapenet \
-        --model torchvision:resnet50 --model torchvision:vgg11_bn --maps azimuth:3,elevation:3
+        --model torchvision:resnet50 --model torchvision:vgg11_bn --maps azimuth:3,elevation:3 \
+        --iterations 800 --half-width 1e-5
 """
 
 from __future__ import annotations

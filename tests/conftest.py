@@ -11,23 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
-_WITH_RAY = (
-    "test_cli",
-    "test_engine",
-    "test_influence_scan",
-    "test_object_store",
-    "test_semantic_scan",
-    "test_studies",
-)
-"""Files whose tests start Ray: two clusters at once would be too much for two cores."""
+_KILLING = ("test_cli", "test_engine", "test_object_store")
+"""Files whose tests start Ray and kill its processes: never two of them at once."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file run in one, and all that start Ray in one."""
+    """Where tests run in several processes, those of a file run in one, and all that kill in one."""
     for item in items:
-        group = "ray" if item.path.stem in _WITH_RAY else item.path.stem
+        group = "killing" if item.path.stem in _KILLING else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
