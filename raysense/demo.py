@@ -39,6 +39,11 @@ _SHAPES = {
     "classes": "chair,cup,teapot",
     "maps": "azimuth:15,elevation:15;azimuth:5",
     "influence": True,
+    "methods": "constrained,published",
+    "evaluations": 250,
+    "evidence": 48,
+    "iterations": 30,
+    "half_width": 5,
 }
 _NETWORKS = {"front": "raysense.studies.shape_networks:narrow", "around": "raysense.studies.shape_networks:all_around"}
 """Names of scans, and two networks for renders: the first has been trained on views from the front only."""
@@ -91,18 +96,7 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
             attack=True,
         )
         turned = workspace.scan("turned", kind="semantic", **_POSES, maps="rotation:10,scale:0.1", influence=True)
-        networks = [
-            workspace.scan(
-                name,
-                kind="semantic",
-                model=model,
-                **_SHAPES,
-                methods="constrained,published",
-                half_width=1,
-                iterations=200,
-            )
-            for name, model in _NETWORKS.items()
-        ]
+        networks = [workspace.scan(name, kind="semantic", model=model, **_SHAPES) for name, model in _NETWORKS.items()]
     workspace.show("Percentiles of FI of the whole image, by split", _PERCENTILES, [whole])
     workspace.show("The five strangest digits: the largest FI", _STRANGEST, [whole])
     workspace.show("Share for which FI is (1 - p)/p, and says no more than the softmax", _AT_BOUND, [whole, pixels])
