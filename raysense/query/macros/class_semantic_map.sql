@@ -5,6 +5,6 @@ SELECT
     scan, class_name, m.axes, steps, cell, u,
     avg(score) AS score, stddev_samp(score) AS std_score, count(*) AS n_maps
 FROM semantic_maps AS m
-LEFT JOIN (SELECT scan, label, min(class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
+LEFT JOIN (SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
 GROUP BY GROUPING SETS ((scan, class_name, m.axes, steps, cell, u), (class_name, m.axes, steps, cell, u))
 ORDER BY scan NULLS FIRST, class_name, m.axes, steps, cell;

@@ -5,6 +5,6 @@ SELECT
     shape_id, min(class_name) AS class_name, m.axes, steps, cell, u,
     avg(score) AS score, stddev_samp(score) AS std_score, count(*) AS n_scans
 FROM semantic_maps AS m
-LEFT JOIN (SELECT scan, label, min(class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
+LEFT JOIN (SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
 GROUP BY shape_id, m.axes, steps, cell, u
 ORDER BY shape_id, m.axes, steps, cell;

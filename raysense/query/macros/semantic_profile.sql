@@ -6,7 +6,7 @@ SELECT
     avg(score) AS score, median(fi) AS fi, median(fi_bound) AS fi_bound, median(jacobian_norm) AS jacobian_norm,
     count(*) AS n_shapes
 FROM semantic_maps AS m
-LEFT JOIN (SELECT scan, label, min(class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
+LEFT JOIN (SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL) USING (scan, label)
 WHERE len(u) = 1
 GROUP BY GROUPING SETS ((scan, shape_id, class_name, m.axes, u), (scan, class_name, m.axes, u))
 ORDER BY scan, m.axes, class_name, shape_id NULLS LAST, u;

@@ -133,7 +133,7 @@ places AS (
     GROUP BY component
 ),
 classes_of AS (
-    SELECT scan, label, min(class_name) AS class_name FROM subjects GROUP BY ALL
+    SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL
 )
 SELECT
     maps.scan, shape_id, maps.label, class_name, names AS axes,

@@ -65,7 +65,7 @@ errors AS (
     GROUP BY ALL
 ),
 names AS (
-    SELECT scan, label, min(class_name) AS class_name FROM subjects GROUP BY ALL
+    SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL
 )
 SELECT
     e.scan, scans.model, e.label, names.class_name, e.kind, e.family, e.method, n_shapes, n_boxes,
