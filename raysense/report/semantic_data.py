@@ -140,7 +140,8 @@ def chosen_subjects(
         mapped AS (
             SELECT shape_id, min(class_name) AS class_name, min(m.label) AS label, avg(score) AS score
             FROM semantic_maps AS m LEFT JOIN (
-                SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name FROM subjects GROUP BY ALL
+                SELECT scan, label, string_agg(DISTINCT class_name, ', ' ORDER BY class_name) AS class_name
+                FROM subjects GROUP BY ALL
             ) USING (scan, label)
             WHERE scan IN ({names}) AND m.axes = {quoted_text(axes)}
             GROUP BY shape_id
