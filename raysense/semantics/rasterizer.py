@@ -121,10 +121,10 @@ def rasterize(
                 _draw(Keyed(*(field[piece] for field in keyed)), buffer)
     # The first triangle of a raster has the largest number, nothing has 0.
     key = buffer.view(poses, size, size)
-    number = key & (2**id_bits - 1)
-    place = (first[:, None, None] + most - number).clamp_(max=max(0, count - 1))
-    shown = place if order is None or not count else order.index_select(0, place.view(-1)).view(place.shape)
-    return Seen(torch.where(number > 0, shown, count), key, id_bits, scale)
+    shown = (key & (2**id_bits - 1)).neg_().add_((first + most)[:, None, None])
+    if order is not None:
+        shown = order.index_select(0, shown.clamp_(max=count - 1).view(-1)).view(key.shape)
+    return Seen(shown.masked_fill_(key == 0, count), key, id_bits, scale)
 
 
 def _ranked(pose: Tensor, poses: int) -> tuple[Tensor, Tensor, Tensor | None]:
