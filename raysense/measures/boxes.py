@@ -97,6 +97,16 @@ def _hashed(keys: Tensor) -> Tensor:
     return found
 
 
+def clipped(domain: Domain, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of boxes [B, n] inside the space; a periodic axis may be left but is at most a whole turn long.
+
+    Where nothing is left, the upper bound returned is below the lower one.
+    """
+    turn = torch.minimum(upper, lower + domain.extent)
+    low = torch.where(domain.periodic, lower, torch.maximum(lower, domain.lower))
+    return low, torch.where(domain.periodic, turn, torch.minimum(upper, domain.upper))
+
+
 def clipped_volume(lower: Tensor, upper: Tensor, domain: Domain) -> Tensor:
     """Volume of the part of boxes that lies in the space; along a periodic axis at most one turn counts.
 
@@ -108,9 +118,8 @@ def clipped_volume(lower: Tensor, upper: Tensor, domain: Domain) -> Tensor:
     Returns:
         [B] float64, in the product of the axes' units.
     """
-    clipped = torch.minimum(upper, domain.upper) - torch.maximum(lower, domain.lower)
-    sides = torch.where(domain.periodic, torch.minimum(upper - lower, domain.extent), clipped)
-    return sides.clamp_min(0).prod(1)
+    low, high = clipped(domain, lower, upper)
+    return (high - low).clamp_min(0).prod(1)
 
 
 def corners(lower: Tensor, upper: Tensor) -> Tensor:

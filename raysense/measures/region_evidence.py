@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import UsageError
-from raysense.measures.boxes import Domain, Evaluator
+from raysense.measures.boxes import Domain, Evaluator, clipped
 from raysense.measures.region_sampling import seeded, stratified
 
 EACH = 2
@@ -121,16 +121,6 @@ def evidence(
         holds=torch.zeros_like(valid).index_copy(0, rows, holds),
         points=torch.where(valid, points, 0),
     )
-
-
-def clipped(domain: Domain, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of boxes [B, n] inside the space; a periodic axis may be left but is at most a whole turn long.
-
-    Where nothing is left, the upper bound returned is below the lower one.
-    """
-    turn = torch.minimum(upper, lower + domain.extent)
-    low = torch.where(domain.periodic, lower, torch.maximum(lower, domain.lower))
-    return low, torch.where(domain.periodic, turn, torch.minimum(upper, domain.upper))
 
 
 def contains(domain: Domain, lower: Tensor, upper: Tensor, points: Tensor) -> Tensor:

@@ -100,9 +100,9 @@ class SemanticSpec(ModelSpec):
     @field_validator("shapes")
     @classmethod
     def _absolute_shapes(cls, value: str | None) -> str | None:
-        from raysense.semantics.shapes import open_shapes
+        from raysense.semantics.shapes import absolute_shapes
 
-        return None if value is None else open_shapes(value).reference
+        return None if value is None else absolute_shapes(value)
 
     @field_validator("classes", "axes", "fixed", "methods", "kinds", "split", "samples", mode="before")
     @classmethod

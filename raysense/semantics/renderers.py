@@ -79,6 +79,14 @@ class Renderer(ABC):
         self.antialias = antialias
         self.memory_bytes = memory_bytes
         self.dtype = dtype
+        self.load()
+
+    def load(self) -> None:  # noqa: B027 - most back ends need nothing
+        """Import what the back end needs.
+
+        Raises:
+            UsageError: it is not installed.
+        """
 
     @abstractmethod
     def visible(self, projected: Projected, poses: int) -> Tensor:
@@ -202,15 +210,8 @@ class PyTorch3DRenderer(Renderer):
 
     name = "pytorch3d"
 
-    def __init__(
-        self,
-        size: int = 224,
-        supersampling: int = 2,
-        antialias: bool = True,
-        memory_bytes: int = _MEMORY_BYTES,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(size, supersampling, antialias, memory_bytes, dtype)
+    def load(self) -> None:
+        """Import PyTorch3D."""
         try:
             self._library = importlib.import_module("pytorch3d.renderer.mesh")
             self._structures = importlib.import_module("pytorch3d.structures")

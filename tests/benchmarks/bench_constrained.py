@@ -17,9 +17,9 @@ from harness import Verdict, print_verdict
 from region_oracle import AUTHORS_GRID, box_moments
 from semantic_maps import SPACE, STARTS, recording
 
-from raysense.measures.boxes import Evaluator
+from raysense.measures.boxes import Evaluator, clipped
 from raysense.measures.constrained_growth import ConstrainedSettings
-from raysense.measures.region_evidence import clipped, contains, evidence
+from raysense.measures.region_evidence import contains, evidence
 
 COLUMNS = ("boxes", "possible", "found", "feasible", "covered", "sums", "mean", "points", "most")
 WIDTHS = (6, 9, 6, 9, 8, 7, 7, 7, 5)
