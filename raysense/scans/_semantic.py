@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from raysense.batching import BatchSizer, memory_gauge
-from raysense.errors import RaysenseError, first_line
-from raysense.loading import SampleLoader, as_float
-from raysense.measures.directions import DirectionInfluence
+from raysense.errors import RaysenseError, SampleError, first_line
+from raysense.loading import SampleDecoder, as_float
 from raysense.options import ComputeOptions
 from raysense.scans._model import opened_model
 from raysense.scans._sampled import sample_decoder
@@ -23,7 +22,7 @@ from raysense.scans.base import Computer, Prepared, Unit
 from raysense.scans.semantic import SemanticSpec
 from raysense.semantics.meshes import Mesh
 from raysense.semantics.renderers import PreparedMesh
-from raysense.semantics.score import Scored, SemanticScore
+from raysense.semantics.score import SemanticScore
 from raysense.semantics.shapes import open_shapes
 from raysense.semantics.subjects import RenderedShapes, Subjects, TransformedImages
 
@@ -58,10 +57,10 @@ class SemanticComputer(Computer):
         self._layout = layout_of(spec)
         self._model, self.device = opened_model(spec.model, prepared, options)
         self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
-        self._loader: SampleLoader | None = None
+        self._decoder: SampleDecoder | None = None
         self._meshes: dict[str, tuple[Mesh, PreparedMesh]] = {}
         if spec.data is not None:
-            self._loader = SampleLoader(sample_decoder(spec.sampled, prepared))
+            self._decoder = sample_decoder(spec.sampled, prepared)
         else:
             assert spec.shapes is not None
             self._source = open_shapes(spec.shapes)
@@ -75,7 +74,7 @@ class SemanticComputer(Computer):
     def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
         """The tables of one unit."""
         rows = self._listing.slice(unit.start, unit.size).to_pylist()
-        opened = self._shapes(rows) if self._loader is None else self._images(unit, rows)
+        opened = self._shapes(rows) if self._decoder is None else self._images(unit, rows)
         tables = {"subjects": self._subjects_table(rows, opened)}
         usable = [row for row in rows if row["sample_id"] in opened.index]
         maps = [row for row in usable if row["task"] == "map"]
@@ -92,11 +91,6 @@ class SemanticComputer(Computer):
                 regions.grow(grown, [opened.index[row["sample_id"]] for row in grown], score)
             tables |= regions.tables()
         return tables
-
-    def close(self) -> None:
-        """End the loader processes."""
-        if self._loader is not None:
-            self._loader.close()
 
     def _shapes(self, rows: Sequence[dict[str, object]]) -> _Opened:
         """The shapes of a unit, prepared for rendering; the latest ones are kept for the next unit."""
@@ -132,7 +126,7 @@ class SemanticComputer(Computer):
 
     def _images(self, unit: Unit, rows: Sequence[dict[str, object]]) -> _Opened:
         """The images of a unit; one that has several rows is read once."""
-        assert self._loader is not None
+        assert self._decoder is not None
         first: dict[str, int] = {}
         for offset, row in enumerate(rows):
             first.setdefault(str(row["sample_id"]), unit.start + offset)
@@ -141,13 +135,14 @@ class SemanticComputer(Computer):
         errors: dict[str, str] = {}
         labels = []
         for sample_id, row_number in first.items():
-            for chunk in self._loader.stream(row_number, row_number + 1):
-                if chunk.rows:
-                    index[sample_id] = len(images)
-                    images.append(as_float(chunk.images, self.device))
-                    labels.append(rows[row_number - unit.start]["label"])
-                else:
-                    errors[sample_id] = chunk.errors[row_number]
+            try:
+                image = self._decoder.decode(row_number)
+            except SampleError as error:
+                errors[sample_id] = str(error)
+                continue
+            index[sample_id] = len(images)
+            images.append(as_float(image[None], self.device))
+            labels.append(rows[row_number - unit.start]["label"])
         subjects = TransformedImages(self._layout.space, torch.cat(images)) if images else None
         return _Opened(subjects, index, torch.tensor(labels, dtype=torch.int64), {}, errors)
 
@@ -163,7 +158,7 @@ class SemanticComputer(Computer):
                     "shape_id": shape_id,
                     "label": row["label"],
                     "class_name": row["class_name"],
-                    "source": "shape" if self._loader is None else "image",
+                    "source": "shape" if self._decoder is None else "image",
                     "vertices": None if mesh is None else len(mesh.vertices),
                     "faces": None if mesh is None else len(mesh.faces),
                     "duplicates": None if mesh is None else mesh.duplicates,
@@ -180,7 +175,7 @@ class SemanticComputer(Computer):
         cells = grid.cells(start, stop)
         points = grid.points(cells)
         subjects = torch.full((len(points),), opened.index[str(row["sample_id"])])
-        scored, influence = scored_points(self._spec, score, points, subjects)
+        scored, influence = score.measured(points, subjects, self._spec.influence)
         count = len(points)
         unknown = pa.nulls(count, pa.float64())
         columns = {
@@ -198,15 +193,6 @@ class SemanticComputer(Computer):
             "jacobian_norm": unknown if influence is None else known(influence.jacobian_norm),
         }
         return pa.table([columns[field.name] for field in SEMANTIC_MAPS], schema=SEMANTIC_MAPS)
-
-
-def scored_points(
-    spec: SemanticSpec, score: SemanticScore, points: Tensor, subjects: Tensor
-) -> tuple[Scored, DirectionInfluence | None]:
-    """Scores, and FI where the spec asks for it."""
-    if spec.influence:
-        return score.influence(points, subjects)
-    return score.scored(points, subjects), None
 
 
 def known(values: Tensor) -> pa.Array:

@@ -164,11 +164,7 @@ class RegionRows:
         """What is known of the initial points, by subject and number."""
         count = len(self._layout.initial)
         found: dict[tuple[int, int], dict[str, float | None]] = {}
-        influence = None
-        if self._spec.influence:
-            scored, influence = score.influence(points, subjects)
-        else:
-            scored = score.scored(points, subjects)
+        scored, influence = score.measured(points, subjects, self._spec.influence)
         for index, subject in enumerate(subjects.tolist()):
             found[subject, index % count] = {
                 "u0_score": _finite(scored.score[index]),

@@ -91,6 +91,10 @@ class SemanticScore:
         parts = self._batched(points, subjects, work)
         return Scored(*parts[:3]), DirectionInfluence(*parts[3:])
 
+    def measured(self, points: Tensor, subjects: Tensor, influence: bool) -> tuple[Scored, DirectionInfluence | None]:
+        """:meth:`scored`, with FI where it is asked for."""
+        return self.influence(points, subjects) if influence else (self.scored(points, subjects), None)
+
     def _batched(
         self, points: Tensor, subjects: Tensor, measure: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     ) -> list[Tensor]:
