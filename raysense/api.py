@@ -142,6 +142,7 @@ def status(out: str | os.PathLike[str]) -> Status:
     store = Store.open(out)
     document = store.document()
     committed, total = store.committed(), int(document["items"])
+    unit_items = total / max(1, int(document["units"]))  # units may be smaller than unit_size, where classes end
     since = running_since(store.directory)
     times = sorted(time for time in committed.values() if time is not None and since and time.timestamp() > since)[
         -200:
@@ -156,8 +157,8 @@ def status(out: str | os.PathLike[str]) -> Status:
         committed=len(committed),
         failed=tuple(store.failures()),
         samples=total,
-        samples_done=min(total, len(committed) * document["unit_size"]) if records is None else _sum(records, "items"),
-        rate=(len(times) - 1) * document["unit_size"] / seconds if seconds > 0 else None,
+        samples_done=round(len(committed) * unit_items) if records is None else _sum(records, "items"),
+        rate=(len(times) - 1) * unit_items / seconds if seconds > 0 else None,
         running=since is not None,
         bad_samples=None if records is None else _sum(records, "bad_items"),
         noun=document.get("noun", "samples"),

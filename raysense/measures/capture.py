@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.elementwise import WholeUse
 from raysense.measures.gradients import in_best_layout, laid_out_like, requiring_grad
-from raysense.measures.layouts import find_samples
+from raysense.measures.noting import compare_batches, whole_piece
 from raysense.measures.recorder import Pusher, Recorder
 from raysense.measures.tape import Tape
 from raysense.measures.uses import Layout, LinearUse, Piece, Use
@@ -170,24 +170,10 @@ class ParameterCapture:
         return layout
 
     def _find_layouts(self, images: Tensor, recorder: Recorder) -> None:
-        """Where the samples are in the operators' tensors: compares one image of noise alone with a batch of two."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand((2, *images.shape[1:]), generator=generator, dtype=torch.float64).to(images)
-        found = []
-        for batch in (noise[:1], noise):
-
-            def work(inputs: Tensor) -> Recorder:
-                noting = Recorder(self._pieces(), lambda index: Layout(1, None), self._overwritten, without_graph=True)
-                with torch.enable_grad(), noting:
-                    self.module(inputs)
-                return noting
-
-            found.append(in_best_layout(batch, work))
-        alone, both = found
-        self._signature = list(recorder.signature)
-        self._layouts = [find_samples(one, two) for one, two in zip(alone.uses, both.uses, strict=False)]
-        same = alone.signature == both.signature == recorder.signature
-        self.batchable = same and None not in self._layouts
+        """Where the samples are in the operators' tensors."""
+        found = compare_batches(self.module, self._pieces, images, self._overwritten)
+        self._signature, self._layouts = found.signature, found.layouts
+        self.batchable = found.separable and found.signature == recorder.signature
 
     def _spanning(self, tape: Tape) -> frozenset[str]:
         """Parameters of a linear layer whose output is the logits, which alone move the logits in every direction."""
@@ -199,8 +185,3 @@ class ParameterCapture:
                     names.add(use.weight.parameter)
                 return frozenset(names)
         return frozenset()
-
-
-def whole_piece(name: str, parameter: Tensor) -> Piece:
-    """A parameter as one piece."""
-    return Piece(name, 0, parameter.shape[0] if parameter.ndim else 1, tuple(parameter.shape))

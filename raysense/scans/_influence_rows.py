@@ -15,6 +15,7 @@ from raysense.measures.pixel_attack import OnePixelAttack
 from raysense.measures.pixel_maps import PixelMaps
 from raysense.measures.targets import Target
 from raysense.scans._influence_tables import INFLUENCE, INFLUENCE_MAPS, PIXEL_ATTACKS
+from raysense.scans._sampled import class_scores
 from raysense.scans.base import Prepared
 from raysense.scans.influence import InfluenceSpec
 
@@ -61,17 +62,14 @@ class InfluenceRows:
             finite: Whether what else was measured of a sample is finite, [N].
         """
         logits = part.logits.cpu()
-        probabilities = torch.softmax(logits, dim=1)
-        predicted = logits.argmax(1)
-        p_label = probabilities.gather(1, labels[:, None]).squeeze(1).tolist()
-        p_predicted = probabilities.gather(1, predicted[:, None]).squeeze(1).tolist()
+        scores = class_scores(logits, labels)
         finite_logits = torch.isfinite(logits).all(1)
         good = finite_logits & ~part.upper.isnan().any(1).cpu()
         if finite is not None:
             good &= finite.cpu()
         for position, row in enumerate(rows):
             if good[position]:
-                self.scores[row] = (int(predicted[position]), p_label[position], p_predicted[position])
+                self.scores[row] = scores[position]
                 self._rows.append(row)
             else:
                 kind = "gradients of the logits" if finite_logits[position] else "logits"

@@ -11,7 +11,7 @@ from raysense.measures.influence import GRADIENT_BYTES
 from raysense.measures.perturbed import Perturbed
 from raysense.measures.targets import Pixels, Target, layer_parameters, matching
 from raysense.models import LoadedModel
-from raysense.networks import ExportedModel, Normalize
+from raysense.scans._model import shown_name
 from raysense.scans._sampled import Examined
 from raysense.scans.influence import InfluenceSpec
 from raysense.scans.sampled import split_text
@@ -79,14 +79,6 @@ def layers_of(model: LoadedModel) -> dict[str, tuple[str, ...]]:
     """Names of the trainable parameters by layer, in the network's order."""
     layers = layer_parameters(model.module, model.trainable)
     return {shown_name(model, layer) or "(network)": names for layer, names in layers.items()}
-
-
-def shown_name(model: LoadedModel, name: str) -> str:
-    """A name as the user knows it, without the normalisation in front and the exported program around it."""
-    module = model.module
-    if isinstance(module, Normalize):
-        module, name = module.module, name.removeprefix("module").removeprefix(".")
-    return name.removeprefix("program").removeprefix(".") if isinstance(module, ExportedModel) else name
 
 
 def examined(spec: InfluenceSpec, model: LoadedModel, images: torch.Tensor) -> Examined:

@@ -12,6 +12,7 @@ from raysense.devices import resolve_device
 from raysense.errors import UsageError, first_line
 from raysense.measures.gradients import forward_with_graph
 from raysense.models import LoadedModel, load_model
+from raysense.networks import ExportedModel, Normalize
 from raysense.options import ComputeOptions
 from raysense.scans.base import Prepared
 
@@ -86,6 +87,14 @@ def opened_model(reference: str, prepared: Prepared, options: ComputeOptions) ->
             f"{expected[:12]}; make the same weights visible on every machine"
         )
     return model, device
+
+
+def shown_name(model: LoadedModel, name: str) -> str:
+    """A name as the user knows it, without the normalisation in front and the exported program around it."""
+    module = model.module
+    if isinstance(module, Normalize):
+        module, name = module.module, name.removeprefix("module").removeprefix(".")
+    return name.removeprefix("program").removeprefix(".") if isinstance(module, ExportedModel) else name
 
 
 def _check_output(reference: str, output: Any, again: Tensor, alone: Tensor, names: Sequence[str]) -> None:

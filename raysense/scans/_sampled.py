@@ -78,7 +78,7 @@ def prepare_samples(
             "data": {
                 "reference": spec.data,
                 "n_samples": table.num_rows,
-                "splits": {entry["values"]: entry["counts"] for entry in table["split"].value_counts().to_pylist()},
+                "splits": split_sizes(table),
                 "classes": None if listing.classes is None else list(listing.classes),
             },
             "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
@@ -142,8 +142,19 @@ def limited(table: pa.Table, limit: int | None) -> pa.Table:
     chosen = []
     for split in dict.fromkeys(splits.tolist()):
         rows = np.flatnonzero(splits == split)
-        chosen.append(rows[np.arange(min(limit, len(rows))) * len(rows) // min(limit, len(rows))])
+        chosen.append(rows[evenly_spaced(len(rows), limit)])
     return table.take(pa.array(np.concatenate(chosen))).combine_chunks()
+
+
+def evenly_spaced(total: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of the numbers 0 to ``total`` - 1, ascending."""
+    count = min(limit, total)
+    return np.arange(count) * total // max(1, count)
+
+
+def split_sizes(table: pa.Table) -> dict[str, int]:
+    """Samples of every split of a listing."""
+    return {entry["values"]: entry["counts"] for entry in table["split"].value_counts().to_pylist()}
 
 
 def _unit_size(samples: int, passes: int) -> int:
@@ -201,6 +212,19 @@ def _first_images(spec: SampledSpec, decoder: SampleDecoder, table: pa.Table) ->
     if not images:
         raise UsageError(f"data {spec.data!r}: none of the first samples can be read ({first_error}); check the files")
     return images, names
+
+
+def class_scores(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, float, float]]:
+    """For `samples_table`: predicted class, p of the label and p of the predicted class.
+
+    Args:
+        logits: [n, K], on the host.
+        labels: True classes [n].
+    """
+    probabilities = torch.softmax(logits.double(), dim=1)
+    predicted = logits.argmax(1)
+    chosen = probabilities.gather(1, torch.stack((labels, predicted), dim=1))
+    return [(int(top), p_label, p_top) for top, (p_label, p_top) in zip(predicted, chosen.tolist(), strict=True)]
 
 
 def samples_table(
