@@ -123,6 +123,8 @@ class SignificanceComputer(Computer):
         for position in (~finite.all(0)).nonzero()[:, 0].tolist():
             errors[rows[position]] = f"{names[int((~finite[:, position]).nonzero()[0])]} are missing or not finite"
         good = finite.all(0).nonzero()[:, 0]
+        if not len(good):
+            return
         known = class_scores(logits[good], torch.as_tensor(self._labels[rows], dtype=torch.int64)[good])
         scores.update({rows[position]: score for position, score in zip(good.tolist(), known, strict=True)})
         for index, counter in enumerate(self._counters):
