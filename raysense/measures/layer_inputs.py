@@ -71,7 +71,11 @@ def find_layers(module: nn.Module, image: Tensor) -> list[LinearLayer]:
         found[use.weight] = LinearLayer(
             _layer_name(module, use.weight), use.weight, operator, groups, outputs, inputs, positions
         )
-    return list(found.values())
+    names = [layer.name for layer in found.values()]
+    return [
+        layer if names.count(layer.name) == 1 else replace(layer, name=layer.piece.parameter)
+        for layer in found.values()
+    ]
 
 
 class LayerInputs:

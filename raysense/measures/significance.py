@@ -93,14 +93,13 @@ class PathCounter:
         Raises:
             ValueError: an input is not finite.
         """
-        if not bool(columns.isfinite().all()):
-            raise ValueError("activations are not finite")
         if self._positions == "first":
             columns = columns[..., :1]
         samples, _, _, positions = columns.shape
-        for group, rows in enumerate(self._groups):
-            inputs = columns[:, group].double().transpose(1, 2).flatten(0, 1)
-            self._add_group(group, rows, rows.against(inputs, exact_products), positions)
+        parts = [columns[:, group].double().transpose(1, 2).flatten(0, 1) for group in range(len(self._groups))]
+        compared = [rows.against(inputs, exact_products) for rows, inputs in zip(self._groups, parts, strict=True)]
+        for group, found in enumerate(compared):
+            self._add_group(group, found, positions)
         self._samples += samples
         self._observations += samples if self._positions == "any" else samples * positions
 
@@ -109,8 +108,8 @@ class PathCounter:
         index, counts = self._exceptions.counted()
         return PathCounts(self._samples, self._observations, self._inputs, self._rows.cpu().numpy(), index, counts)
 
-    def _add_group(self, group: int, rows: _Rows, compared: _Compared, positions: int) -> None:
-        whole = compared.threshold < 0
+    def _add_group(self, group: int, compared: _Compared, positions: int) -> None:
+        whole = compared.negative
         joined = positions if self._positions == "any" else 1
         if joined > 1:
             whole = whole.unflatten(0, (-1, joined)).any(1)
@@ -152,20 +151,34 @@ class _Rows:
         self._roundoff = 1.1 * (inputs + 4) * _ROUNDOFF
 
     def against(self, inputs: Tensor, single: bool) -> _Compared:
-        """Compare with activations [B, I], float64."""
+        """Compare with activations [B, I], float64.
+
+        Raises:
+            ValueError: an activation is not finite.
+        """
         exact = single and self._single
-        sums = (inputs.abs() if self._threshold == "mean_abs" else inputs) @ self._summed.T
-        error = inputs.norm(dim=1)[:, None] * (self._roundoff * self._norms)
+        magnitude = inputs.abs()
+        peaks = magnitude.amax(1)
+        if not bool(peaks.isfinite().all()):
+            raise ValueError("activations are not finite")
+        sums = (magnitude if self._threshold == "mean_abs" else inputs) @ self._summed.T
+        scale = self._roundoff * inputs.norm(dim=1)
         # Where the sign is not certain, the sum is formed again. An error bound of 0 means that all terms are 0.
-        for at, of in ((sums.abs() <= error) & (error > 0)).nonzero().tolist():
-            total = _total(self._products(inputs, at, of), exact)
-            sums[at, of], error[at, of] = total, 2 * _ROUNDOFF * abs(total)
-        threshold = sums * self._factor
-        error = error * self._factor + 2 * _ROUNDOFF * threshold.abs()
-        reach = inputs.abs().amax(1)[:, None] * self._largest
-        if not exact:
-            error = error + 4 * _ROUNDOFF * reach
-        return _Compared(self, inputs, exact, threshold, error, reach * (1 + 4 * _ROUNDOFF) > threshold - error)
+        error = torch.outer(scale, self._norms)
+        for at, of in (sums.abs() <= error).nonzero().tolist():
+            if error[at, of] > 0:
+                total = _total(self._products(inputs, at, of), exact)
+                sums[at, of], error[at, of] = total, 2 * _ROUNDOFF * abs(total)
+        reach = torch.outer(peaks, self._largest * ((1 + 8 * _ROUNDOFF) / self._factor))
+        return _Compared(self, inputs, exact, sums, error, sums < 0, reach > sums - 2 * error)
+
+    def limits(self, compared: _Compared, at: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        """t_i [P] of rows ``of`` at observations ``at``, and what its difference to an entry may be wrong by [P]."""
+        threshold = compared.sums[at, of] * self._factor
+        error = compared.error[at, of] * self._factor + 2 * _ROUNDOFF * threshold.abs()
+        if not compared.exact:
+            error = error + 4 * _ROUNDOFF * compared.inputs[at].abs().amax(1) * self._largest[of]
+        return threshold, error
 
     def exceeds(self, inputs: Tensor, exact: bool, at: int, of: int, columns: Sequence[int]) -> list[bool]:
         """Whether entries of a row exceed its threshold, without rounding error."""
@@ -195,22 +208,24 @@ class _Compared:
         rows: The rows.
         inputs: [B, I], float64.
         exact: Whether products have no rounding error.
-        threshold: t_i, [B, O], its sign certain.
-        error: [B, O], what the difference of an entry and t_i may be wrong by.
+        sums: What t_i is made of, [B, O], its sign certain.
+        error: [B, O], what the sum may be wrong by.
+        negative: [B, O], whether t_i < 0.
         reaching: [B, O], whether any entry of the row may exceed t_i.
     """
 
     rows: _Rows
     inputs: Tensor
     exact: bool
-    threshold: Tensor
+    sums: Tensor
     error: Tensor
+    negative: Tensor
     reaching: Tensor
 
     def exceeding(self, at: Tensor, of: Tensor) -> Tensor:
         """Which entries of rows ``of`` [P] at observations ``at`` [P] exceed their thresholds: [P, I]."""
         entries = self.inputs[at].abs_().mul_(self.rows.magnitude[of])
-        threshold, error = self.threshold[at, of, None], self.error[at, of, None]
+        threshold, error = (part[:, None] for part in self.rows.limits(self, at, of))
         exceeding = entries > threshold + error
         doubtful = (entries >= threshold - error) & (error > 0) & ~exceeding
         for place in doubtful.any(1).nonzero()[:, 0].tolist():
