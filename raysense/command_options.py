@@ -87,7 +87,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         elif kind in (int, float):
             choices.insert(0, "N")
         elif kind is str:
-            choices.append({"model": "REFERENCE", "data": "REFERENCE"}.get(name, "TEXT"))
+            choices.append({"model": "REFERENCE", "data": "REFERENCE", "of": "DIR"}.get(name, "TEXT"))
         elif get_origin(kind) is tuple:
             choices.append(_LISTS.get(name, "NAME,..."))
     return "|".join(choices)

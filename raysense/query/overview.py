@@ -68,8 +68,8 @@ def scans_table(scans: Sequence[ScanTables], done: Mapping[str, int]) -> pa.Tabl
         {
             "scan": scan.name,
             "kind": scan.kind,
-            "model": _spec(scan).get("model"),
-            "data": _spec(scan).get("data") or _spec(scan).get("shapes"),
+            "model": _spec(scan).get("model") or _fact(scan, "model"),
+            "data": _spec(scan).get("data") or _spec(scan).get("shapes") or _fact(scan, "data"),
             "spec": json.dumps(scan.document.get("spec")),
             "created": _time(scan),
             "units": scan.document.get("units"),
@@ -114,6 +114,11 @@ def axes_table(scans: Sequence[ScanTables]) -> pa.Table:
 
 def _spec(scan: ScanTables) -> dict[str, Any]:
     return scan.document.get("spec") or {}
+
+
+def _fact(scan: ScanTables, what: str) -> str | None:
+    """The reference that a scan of another scan's results took over."""
+    return (scan.facts.get(what) or {}).get("reference")
 
 
 def _time(scan: ScanTables) -> datetime | None:
