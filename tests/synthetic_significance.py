@@ -131,18 +131,49 @@ def write_significance(
         good = [sample for sample in ids if sample not in failed]
         found = []
         for name in layers:
-            whole, single = _observations(rng, *(part[label] for part in paths[name]), len(good) * positions[name])
+            p_whole, p_single = (part[label] for part in paths[name])
+            whole, single = _observations(rng, p_whole, p_single, len(good) * positions[name])
             if index in chosen:
                 truth.exceptions[split, name][label] += single.sum(axis=0)
                 truth.counts[split, name][label] += single.sum(axis=0) + whole.sum(axis=0)[:, None]
                 truth.n_observations[split, name][label] += len(whole)
-            as_dense = rng.random(whole.shape[1]) < dense
+            as_dense = np.less(rng.random(whole.shape[1]), dense)
             if good:
-                counted = (whole.sum(axis=0), single.sum(axis=0))
-                found += significance_rows(name, label, split, len(good), len(whole), *counted, as_dense)
+                row_count, exceptions = whole.sum(axis=0), single.sum(axis=0)
+                found += significance_rows(name, label, split, len(good), len(whole), row_count, exceptions, as_dense)
         if index in chosen:
             truth.n_samples[split][label] += len(good)
             store.commit(f"{index:010d}", _unit_tables(index, split, label, ids, failed, found), {"attempt": 1})
+    return truth
+
+
+def write_counts(
+    location: str | Path, row_count: np.ndarray, exceptions: np.ndarray, n_observations: np.ndarray
+) -> Truth:
+    """Write a scan of given counts: one layer "fc" and split "train", one unit a class.
+
+    Args:
+        location: Scan directory.
+        row_count: Observations in which whole rows are significant, [classes, rows].
+        exceptions: Other observations in which single paths are, [classes, rows, columns].
+        n_observations: Samples of every class, [classes].
+    """
+    layers, splits = {"fc": exceptions.shape[1:]}, {"train": n_observations.tolist()}
+    runs = _runs(splits, unit_size=max(splits["train"]))
+    document = significance_document(
+        layers, splits, None, len(runs), {"fc": 1}, "digits", "digits", "sum", max(splits["train"])
+    )
+    key = ("train", "fc")
+    counts = exceptions + row_count[..., None]
+    truth = Truth(
+        Store.create(location, document, _listing(splits)),
+        {key: counts}, {key: exceptions}, {key: n_observations}, {"train": n_observations},
+    )  # fmt: skip
+    for index, (split, label, ids) in enumerate(runs):
+        as_dense = np.full(len(row_count[label]), index % 2 == 0)
+        counted = (row_count[label], exceptions[label])
+        rows = significance_rows("fc", label, split, len(ids), len(ids), *counted, as_dense)
+        truth.store.commit(f"{index:010d}", _unit_tables(index, split, label, ids, (), rows), {"attempt": 1})
     return truth
 
 

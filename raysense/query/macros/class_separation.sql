@@ -1,4 +1,4 @@
--- How far every class is from the others: mean of KL(class || other) and of KL(other || class) over the other classes, and the class it diverges least from (nearest; of several the first), as kl_matrix(); with samples and observations counted, density = mean proportion of significant paths (not smoothed), and entropy. Class NULL is all classes together, without separation.
+-- How far every class is from the others: mean of KL(class || other) and of KL(other || class) over the other classes, and the class it diverges least from (nearest), as kl_matrix(); with samples and observations counted, density = mean proportion of significant paths (not smoothed), and entropy. Class NULL is all classes together, without separation.
 -- tables: significance, layers, classes
 CREATE OR REPLACE MACRO class_separation(layer := NULL, smoothing := 0.5) AS TABLE
 WITH pairs AS MATERIALIZED (
