@@ -438,7 +438,8 @@ def test_trained_networks_tell_classes_apart(tmp_path: Path) -> None:
     assert 2 * found["untrained"] < found["shuffled"] < found["trained"] / 2
 
 
-def test_negative_smoothing_is_refused(pair: Mapping[str, tuple[Path, Truth]]) -> None:
+@pytest.mark.parametrize("smoothing", ["-0.1", "NULL", "'nan'::DOUBLE", "'inf'::DOUBLE"])
+def test_smoothing_that_is_no_number_is_refused(pair: Mapping[str, tuple[Path, Truth]], smoothing: str) -> None:
     for macro in ("kl_matrix", "class_entropy"):
-        with pytest.raises(UsageError, match="smoothing must be 0 or more"):
-            ask(pair["inside"][0], f"FROM {macro}(smoothing := -0.1)")
+        with pytest.raises(UsageError, match="smoothing must be a number, 0 or more"):
+            ask(pair["inside"][0], f"FROM {macro}(smoothing := {smoothing})")

@@ -6,13 +6,13 @@ attention, in functional code and in exported programs, where no module could be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from raysense.measures.noting import Noted, compare_batches, note_uses, whole_piece
+from raysense.measures.noting import Batches, Noted, compare_batches, note_uses, whole_piece
 from raysense.measures.uses import ConvUse, Layout, LinearUse, Piece, Use
 
 
@@ -58,24 +58,25 @@ def find_layers(module: nn.Module, image: Tensor) -> list[LinearLayer]:
         image: [1, C, H, W].
     """
     names = [name for name, value in module.named_parameters() if value.ndim >= 2 and value.numel()]
-    noted = note_uses(module, _pieces(module, names), image, lambda index: Layout(1, None), set())
+    noted = note_uses(module, _pieces(module, names), image, lambda index: Layout(1, None), set(), everywhere=True)
     found: dict[Piece, LinearLayer] = {}
+    different: set[Piece] = set()
     for use in _weight_uses(noted.uses):
         assert use.weight is not None
         groups, inputs, outputs, positions = use.geometry()
         earlier = found.get(use.weight)
         if earlier is not None:
+            if (groups, inputs) != (earlier.groups, earlier.inputs):
+                different.add(use.weight)  # its rows mean one thing here and another there
             found[use.weight] = replace(earlier, positions=earlier.positions + positions)
             continue
         operator = "linear" if isinstance(use, LinearUse) else "convolution"
         found[use.weight] = LinearLayer(
             _layer_name(module, use.weight), use.weight, operator, groups, outputs, inputs, positions
         )
-    names = [layer.name for layer in found.values()]
-    return [
-        layer if names.count(layer.name) == 1 else replace(layer, name=layer.piece.parameter)
-        for layer in found.values()
-    ]
+    layers = [layer for piece, layer in found.items() if piece not in different]
+    names = [layer.name for layer in layers]
+    return [layer if names.count(layer.name) == 1 else replace(layer, name=layer.piece.parameter) for layer in layers]
 
 
 class LayerInputs:
@@ -90,44 +91,41 @@ class LayerInputs:
         self.module = module
         self.layers = tuple(layers)
         self._names = sorted({layer.piece.parameter for layer in layers})
-        self._layouts: list[tuple[int, bool] | None] = []
-        self._signature: list[object] = []
-        self._batchable = True
         self._overwritten: set[int] = set()
+        self._batches: Batches | None = None
         self._shape: tuple[int, ...] | None = None
 
     def run(self, images: Tensor) -> list[Activations]:
         """What enters the layers for images [N, C, H, W]: of all at once, or one by one where a batch mixes its samples.
 
+        Which it is depends on these images alone, not on earlier ones.
+
         Returns:
             The activations of consecutive samples; together those of all.
         """
-        if tuple(images.shape[1:]) != self._shape:
-            found = compare_batches(self.module, self._make_pieces, images, self._overwritten)
-            self._layouts, self._signature, self._batchable = found.layouts, found.signature, found.separable
+        if self._batches is None or tuple(images.shape[1:]) != self._shape:
+            self._batches = compare_batches(self.module, self._make_pieces, images, self._overwritten, everywhere=True)
             self._shape = tuple(images.shape[1:])
-        if len(images) > 1 and self._batchable:
-            noted = self._noted(images)
-            if noted.recorder.signature == self._signature:
+        if len(images) > 1 and self._batches.separable:
+            noted = self._noted(images, self._batches.layouts)
+            # What a network does may depend on the image, and apply a layer to some of them only.
+            if self._batches.fits(noted.recorder, len(images)):
                 return [self._activations(noted, len(images))]
-            # What a network does may depend on the image.
-            self._batchable = False
-        return [self._activations(self._noted(image[None]), 1) for image in images]
+        return [self._activations(self._noted(image[None], []), 1) for image in images]
 
-    def _noted(self, images: Tensor) -> Noted:
-        layout = self._layout_of(len(images))
-        noted = note_uses(self.module, self._make_pieces(), images, layout, self._overwritten)
+    def _noted(self, images: Tensor, layouts: list[tuple[int, bool] | None]) -> Noted:
+        def layout(index: int) -> Layout:
+            known = layouts[index] if index < len(layouts) else None
+            return Layout(len(images), *(known or (None,)))
+
+        def note() -> Noted:
+            return note_uses(self.module, self._make_pieces(), images, layout, self._overwritten, everywhere=True)
+
+        noted = note()
         if changed := noted.recorder.overwritten() - self._overwritten:
             self._overwritten |= changed
-            noted = note_uses(self.module, self._make_pieces(), images, layout, self._overwritten)
+            noted = note()
         return noted
-
-    def _layout_of(self, samples: int) -> Callable[[int], Layout]:
-        if samples == 1:
-            return lambda index: Layout(1, None)
-        layouts = self._layouts
-        # More uses than one image had: the signature tells, and nothing of this pass is used.
-        return lambda index: Layout(samples, *((layouts[index] if index < len(layouts) else None) or (None,)))
 
     def _make_pieces(self) -> dict[int, Piece]:
         return _pieces(self.module, self._names)

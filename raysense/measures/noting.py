@@ -38,6 +38,7 @@ def note_uses(
     images: Tensor,
     layout: Callable[[int], Layout],
     overwritten: set[int],
+    everywhere: bool = False,
 ) -> Noted:
     """Run a network on images [N, C, H, W], none of which requires grad, and note every recognised use of the parameters.
 
@@ -47,11 +48,11 @@ def note_uses(
         images: [N, C, H, W].
         layout: Gives the layout of the use of an index.
         overwritten: Indices of uses whose input is known to be changed in place later, so that a copy is kept.
+        everywhere: Whether uses are noted also where the model turns gradients off.
     """
 
     def work(inputs: Tensor) -> Noted:
-        recorder = Recorder(pieces, layout, overwritten, without_graph=True)
-        # Operators are seen where gradients are on, which they are not inside a model's own no_grad.
+        recorder = Recorder(pieces, layout, overwritten, without_graph=True, everywhere=everywhere)
         with torch.enable_grad(), recorder:
             return Noted(module(inputs.detach()), recorder)
 
@@ -65,11 +66,13 @@ class Batches:
     Attributes:
         layouts: The dimension of every use that holds the samples, and whether interleaved; None where it cannot be told.
         signature: Which operators used what, for one image alone.
+        shapes: Of the inputs of the uses, for one image alone.
         same: Whether the batch used the same as one image.
     """
 
     layouts: list[tuple[int, bool] | None]
     signature: list[object]
+    shapes: list[tuple[int, ...]]
     same: bool
 
     @property
@@ -77,9 +80,26 @@ class Batches:
         """Whether the samples of a batch can be told apart in every use."""
         return self.same and None not in self.layouts
 
+    def fits(self, recorder: Recorder, samples: int) -> bool:
+        """Whether a pass of so many samples used the parameters as one image did, every sample as much as any other."""
+        if recorder.signature != self.signature:
+            return False
+        for use, layout, shape in zip(recorder.uses, self.layouts, self.shapes, strict=True):
+            expected = list(shape)
+            if layout is None:
+                return False
+            expected[layout[0]] *= samples
+            if tuple(use.input.shape) != tuple(expected):
+                return False
+        return True
+
 
 def compare_batches(
-    module: nn.Module, pieces: Callable[[], Mapping[int, Piece]], images: Tensor, overwritten: set[int]
+    module: nn.Module,
+    pieces: Callable[[], Mapping[int, Piece]],
+    images: Tensor,
+    overwritten: set[int],
+    everywhere: bool = False,
 ) -> Batches:
     """Find the samples in the operators' tensors: compares one image of noise alone with a batch of two.
 
@@ -88,15 +108,17 @@ def compare_batches(
         pieces: Gives the parameters by the id of their tensor.
         images: [N, C, H, W], whose shape and type the noise has.
         overwritten: As for :func:`note_uses`.
+        everywhere: As for :func:`note_uses`.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((2, *images.shape[1:]), generator=generator, dtype=torch.float64).to(images)
     alone, both = (
-        note_uses(module, pieces(), batch, lambda index: Layout(1, None), overwritten).recorder
+        note_uses(module, pieces(), batch, lambda index: Layout(1, None), overwritten, everywhere).recorder
         for batch in (noise[:1], noise)
     )
     layouts = [find_samples(one, two) for one, two in zip(alone.uses, both.uses, strict=False)]
-    return Batches(layouts, list(alone.signature), alone.signature == both.signature)
+    shapes = [tuple(use.input.shape) for use in alone.uses]
+    return Batches(layouts, list(alone.signature), shapes, alone.signature == both.signature)
 
 
 def whole_piece(name: str, parameter: Tensor) -> Piece:

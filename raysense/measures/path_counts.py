@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +59,7 @@ class SparseExceptions:
 
     def add_rows(self, rows: Tensor, exceeding: Tensor) -> None:
         """Count the paths that are True in ``exceeding`` [P, n], of rows [P]."""
-        place, column = exceeding.nonzero(as_tuple=True)
-        self.add(rows[place] * self._inputs + column)
+        self.add(self._index_of(rows, exceeding))
 
     def add(self, index: Tensor) -> None:
         """Count paths row * n + column, int64 [E]; one that is there several times counts as often."""
@@ -68,10 +68,20 @@ class SparseExceptions:
         if self._waiting > _PENDING:
             self._settle()
 
+    def add_once(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Count the paths that are True in any of several parts, each as for `add_rows`, once."""
+        found = [self._index_of(rows, exceeding) for rows, exceeding in parts]
+        if found:
+            self.add(torch.cat(found).unique())
+
     def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The paths in ascending order, and how often each was counted."""
         self._settle()
         return self._index.cpu().numpy(), self._counts.cpu().numpy()
+
+    def _index_of(self, rows: Tensor, exceeding: Tensor) -> Tensor:
+        place, column = exceeding.nonzero(as_tuple=True)
+        return rows[place] * self._inputs + column
 
     def _settle(self) -> None:
         fresh = torch.cat([self._index, *self._pending])
@@ -91,9 +101,12 @@ class DenseExceptions:
         """Count the paths that are True in ``exceeding`` [P, n], of rows [P]."""
         self._counts.index_add_(0, rows, exceeding.int())
 
-    def add(self, index: Tensor) -> None:
-        """Count paths row * n + column, int64 [E]; one that is there several times counts as often."""
-        self._counts.view(-1).index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+    def add_once(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Count the paths that are True in any of several parts, each as for `add_rows`, once."""
+        seen = torch.zeros_like(self._counts)
+        for rows, exceeding in parts:
+            seen.index_add_(0, rows, exceeding.int())
+        self._counts += seen > 0
 
     def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The paths in ascending order, and how often each was counted."""

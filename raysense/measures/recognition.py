@@ -227,8 +227,10 @@ _RULES: dict[Callable[..., Any], Callable[..., Use | None]] = {
     # As exported programs call them.
     torch.ops.aten.linear.default: _linear,
     torch.ops.aten.conv1d.default: _conv,
+    torch.ops.aten.conv1d.padding: _conv,
     torch.ops.aten.conv2d.default: _conv,
     torch.ops.aten.conv2d.padding: _conv,
     torch.ops.aten.conv3d.default: _conv,
+    torch.ops.aten.conv3d.padding: _conv,
 }
 _BROADCASTS: dict[str, Callable[..., Use | None]] = {"add": _add, "mul": _multiply, "expand": _expand}

@@ -35,7 +35,8 @@ class Noting:
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
     ) -> Piece | None:
         """Take note of the parts where a target parameter is split along its first dimension."""
-        if getattr(func, "__name__", "") not in ("split", "chunk") or not args:
+        # An exported program's are called split.Tensor or split_with_sizes.default.
+        if getattr(func, "__name__", "").partition(".")[0] not in ("split", "chunk", "split_with_sizes") or not args:
             return None
         whole = self.find(args[0])
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
@@ -56,12 +57,14 @@ class _Watching(AffineBatchNorm):
     Args:
         pieces: The target parameters by the id of their tensor.
         layout: Gives the layout of the use of an index.
+        everywhere: Whether calls are seen also where the model turns gradients off.
     """
 
-    def __init__(self, pieces: Mapping[int, Piece], layout: Callable[[int], Layout]) -> None:
+    def __init__(self, pieces: Mapping[int, Piece], layout: Callable[[int], Layout], everywhere: bool = False) -> None:
         super().__init__()
         self._noting = Noting(pieces)
         self._layout = layout
+        self._everywhere = everywhere
 
     def _called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func is functional.multi_head_attention_forward:
@@ -69,7 +72,8 @@ class _Watching(AffineBatchNorm):
                 return _open_attention(*args, **kwargs)
         use = recognise(func, args, kwargs, self._noting.find)
         result = super()._called(func, args, kwargs)
-        return self._seen(func, args, kwargs, use, result) if torch.is_grad_enabled() else result
+        seen = self._everywhere or torch.is_grad_enabled()
+        return self._seen(func, args, kwargs, use, result) if seen else result
 
     def _seen(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], use: Use | None, result: Any
@@ -94,6 +98,7 @@ class Recorder(_Watching):
         layout: Gives the layout of the use of an index.
         overwritten: Indices of uses whose input is known to be changed in place later, so that a copy is kept.
         without_graph: Whether uses are noted although they have no graph.
+        everywhere: Whether they are noted also where the model turns gradients off.
 
     Attributes:
         uses: The uses in order.
@@ -106,13 +111,14 @@ class Recorder(_Watching):
         layout: Callable[[int], Layout],
         overwritten: set[int],
         without_graph: bool = False,
+        everywhere: bool = False,
     ) -> None:
-        super().__init__(pieces, layout)
+        super().__init__(pieces, layout, everywhere)
         self.uses: list[Use] = []
         self.signature: list[object] = []
         self._clone = overwritten
         self._without_graph = without_graph
-        self._versions: list[tuple[Tensor, int]] = []
+        self._versions: list[tuple[int, Tensor, int]] = []
         self._arguments: list[list[tuple[Piece, Any]]] = []  # of every use: which nodes of the graph its pieces are
         self._splits: list[tuple[Tensor, Any]] = []
         self._last_linear: tuple[GradientEdge, Tensor, Tensor, Tensor | None] | None = None
@@ -131,7 +137,7 @@ class Recorder(_Watching):
 
     def overwritten(self) -> set[int]:
         """Indices of the uses whose input was changed in place afterwards."""
-        return {index for index, (tensor, version) in enumerate(self._versions) if tensor._version != version}
+        return {index for index, tensor, version in self._versions if tensor._version != version}
 
     def unrecognised(self, logits: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
         """Names of the parameters that enter other than recognised operators, by the edges of the graph.
@@ -177,7 +183,10 @@ class Recorder(_Watching):
 
     def _note(self, use: Use, output: Tensor, arguments: Sequence[Any]) -> None:
         index = len(self.uses)
-        self._versions.append((use.input, use.input._version))
+        if use.input.is_inference():  # whose changes are not counted
+            use.input = use.input.clone()
+        else:
+            self._versions.append((index, use.input, use.input._version))
         self._arguments.append(
             [
                 (piece, edge_key(value))

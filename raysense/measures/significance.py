@@ -11,30 +11,31 @@ Where t_i < 0 the whole row is significant, also paths with N_ij = 0. Elsewhere 
 for ``sum`` is rare: a row needs a look only if max_j |W_ij| max_j |a_j| > t_i. So counts are kept as counts of whole rows
 and a list of exceptions.
 
-Every decision is that of exact arithmetic on the given weights and activations: sums are formed in float64 by a matrix
-product, and those that its rounding error could turn round are formed again without rounding. So counts do not depend on
-the order of sums, and with it not on batch sizes, threads or devices.
+Every decision is that of exact arithmetic on the given weights and activations, as long as no product over- or underflows
+in float64, which those of float32 or less cannot: sums are formed by a matrix product, and those that its rounding error
+could turn round are formed again without (:mod:`raysense.measures.exact_sums`). So counts do not depend on the order of
+sums, and with it not on batch sizes, threads or devices.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from raysense.measures.exact_sums import ROUNDOFF, compare, granularity, magnitudes, sum_roundoff, sums
 from raysense.measures.path_counts import DenseExceptions, PathCounts, SparseExceptions
 
 Threshold = Literal["sum", "mean", "mean_abs"]
 Positions = Literal["each", "any", "first"]
 
 WORKING_BYTES = 2**26
-_ROUNDOFF = 2.0**-53
+_MANY = 64
+"""Doubtful pairs from which it pays to ask whether weights and inputs are so coarse that nothing was rounded."""
 
 
 class PathCounter:
@@ -63,16 +64,15 @@ class PathCounter:
         if not bool(weight.isfinite().all()):
             raise ValueError("the weight is not finite")
         groups, outputs, inputs = weight.shape
-        self._groups = [_Rows(part, threshold, weight.dtype != torch.float64) for part in weight.double()]
-        self._positions, self._inputs, self._row_total, self._device = (
-            positions,
-            inputs,
-            groups * outputs,
-            weight.device,
-        )
         self._step = max(1, working_bytes // (32 * inputs))
+        single = weight.dtype != torch.float64
+        self._groups = [_Rows(part, threshold, single, self._step) for part in weight.double()]
+        self._positions = positions
+        self._inputs = inputs
+        self._row_total = groups * outputs
+        self._device = weight.device
         self._gather = partial(
-            SparseExceptions if threshold == "sum" else DenseExceptions, groups * outputs, inputs, weight.device
+            SparseExceptions if threshold == "sum" else DenseExceptions, self._row_total, inputs, weight.device
         )
         self.reset()
 
@@ -116,19 +116,18 @@ class PathCounter:
         outputs = whole.shape[1]
         self._rows[group * outputs : (group + 1) * outputs] += whole.sum(0)
         single = compared.reaching & ~whole.repeat_interleave(joined, 0)
-        # In the order of observations, so that the positions of a sample stay together.
         observation, row = single.nonzero(as_tuple=True)
-        for start, stop in _runs(observation // joined if joined > 1 else None, len(observation), self._step):
-            at, of = observation[start:stop], row[start:stop]
-            exceeding = compared.exceeding(at, of)
-            of = group * outputs + of
-            if joined == 1:
-                self._exceptions.add_rows(of, exceeding)
-                continue
-            place, column = exceeding.nonzero(as_tuple=True)
-            paths = self._row_total * self._inputs
-            once = ((at[place] // joined) * paths + of[place] * self._inputs + column).unique()
-            self._exceptions.add(once % paths)
+        if joined == 1:
+            for rows, exceeding in self._exceeding(compared, observation, row, group * outputs):
+                self._exceptions.add_rows(rows, exceeding)
+            return
+        for at, of in _by_sample(observation, row, joined):
+            self._exceptions.add_once(self._exceeding(compared, at, of, group * outputs))
+
+    def _exceeding(self, compared: _Compared, at: Tensor, of: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows [P] of the layer, and which of their entries exceed the thresholds [P, I], a part at a time."""
+        for some, rows in zip(at.split(self._step), of.split(self._step), strict=True):
+            yield first + rows, compared.exceeding(some, rows)
 
 
 class _Rows:
@@ -138,17 +137,22 @@ class _Rows:
         weight: [O, I], float64.
         threshold: Which.
         single: Whether the weights are of single precision or less.
+        step: Pairs of a row and an observation to expand at a time.
     """
 
-    def __init__(self, weight: Tensor, threshold: Threshold, single: bool) -> None:
+    def __init__(self, weight: Tensor, threshold: Threshold, single: bool, step: int) -> None:
         inputs = weight.shape[1]
-        self.weight, self.magnitude = weight, weight.abs()
-        self._threshold, self._single = threshold, single
-        self._summed = self.magnitude if threshold == "mean_abs" else weight
-        self._norms, self._largest = weight.norm(dim=1), self.magnitude.amax(1)
-        self._factor = float(inputs) if threshold == "sum" else 1.0 / inputs
-        # Of a sum of products, relative to the product of the norms (Higham 2002, Eq. 3.5), with room for their rounding.
-        self._roundoff = 1.1 * (inputs + 4) * _ROUNDOFF
+        self.weight = weight
+        self.absolute = threshold == "mean_abs"
+        self._summed = weight.abs() if self.absolute else weight
+        self._norms = weight.norm(dim=1)
+        self.largest = weight.abs().amax(1)
+        self._single = single
+        self._step = step
+        # An entry exceeds where left |N_ij| > right s_i, with whole numbers.
+        self.left, self.right = (1, inputs) if threshold == "sum" else (inputs, 1)
+        self._roundoff = sum_roundoff(inputs)
+        self._grain: float | None = None
 
     def against(self, inputs: Tensor, single: bool) -> _Compared:
         """Compare with activations [B, I], float64.
@@ -156,48 +160,40 @@ class _Rows:
         Raises:
             ValueError: an activation is not finite.
         """
-        exact = single and self._single
-        magnitude = inputs.abs()
-        peaks = magnitude.amax(1)
+        peaks = inputs.abs().amax(1)
         if not bool(peaks.isfinite().all()):
             raise ValueError("activations are not finite")
-        sums = (magnitude if self._threshold == "mean_abs" else inputs) @ self._summed.T
-        scale = self._roundoff * inputs.norm(dim=1)
-        # Where the sign is not certain, the sum is formed again. An error bound of 0 means that all terms are 0.
-        error = torch.outer(scale, self._norms)
-        for at, of in (sums.abs() <= error).nonzero().tolist():
-            if error[at, of] > 0:
-                total = _total(self._products(inputs, at, of), exact)
-                sums[at, of], error[at, of] = total, 2 * _ROUNDOFF * abs(total)
-        reach = torch.outer(peaks, self._largest * ((1 + 8 * _ROUNDOFF) / self._factor))
-        return _Compared(self, inputs, exact, sums, error, sums < 0, reach > sums - 2 * error)
+        summed = (inputs.abs() if self.absolute else inputs) @ self._summed.T
+        error = torch.outer(self._roundoff * inputs.norm(dim=1), self._norms)
+        exact = single and self._single
+        at, of = (summed.abs() <= error).nonzero(as_tuple=True)
+        if len(at):
+            self._settle(inputs, summed, error, at, of, exact)
+        reach = torch.outer(peaks, self.largest * ((1 + 8 * ROUNDOFF) * self.left / self.right))
+        return _Compared(self, inputs, exact, summed, error, summed < 0, reach > summed - 2 * error)
 
-    def limits(self, compared: _Compared, at: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-        """t_i [P] of rows ``of`` at observations ``at``, and what its difference to an entry may be wrong by [P]."""
-        threshold = compared.sums[at, of] * self._factor
-        error = compared.error[at, of] * self._factor + 2 * _ROUNDOFF * threshold.abs()
-        if not compared.exact:
-            error = error + 4 * _ROUNDOFF * compared.inputs[at].abs().amax(1) * self._largest[of]
-        return threshold, error
+    def rounds(self, inputs: Tensor) -> bool:
+        """Whether anything can be rounded: not where values are few multiples of a power of two, as quantised ones are."""
+        if self._grain is None:
+            self._grain = granularity(self.weight)
+        terms = self.weight.shape[1]
+        largest = terms * terms * float(self.largest.max()) * float(inputs.abs().max())
+        return not largest < 2.0**53 * self._grain * granularity(inputs)
 
-    def exceeds(self, inputs: Tensor, exact: bool, at: int, of: int, columns: Sequence[int]) -> list[bool]:
-        """Whether entries of a row exceed its threshold, without rounding error."""
-        weights, activations = self._products(inputs, at, of)
-        terms = [abs(w * a) for w, a in zip(weights, activations, strict=True)]
-        signed = terms if self._threshold == "mean_abs" else [w * a for w, a in zip(weights, activations, strict=True)]
-        if exact:
-            # The sum is then correct to half a unit in the last place, which decides nearly always.
-            threshold = math.fsum(signed) * self._factor
-            if all(abs(terms[j] - threshold) > 8 * _ROUNDOFF * max(terms[j], abs(threshold)) for j in columns):
-                return [terms[j] > threshold for j in columns]
-        rational = [Fraction(w) * Fraction(a) for w, a in zip(weights, activations, strict=True)]
-        total = sum(map(abs, rational) if self._threshold == "mean_abs" else rational, Fraction(0))
-        limit = total * len(rational) if self._threshold == "sum" else total / len(rational)
-        return [abs(rational[j]) > limit for j in columns]
-
-    def _products(self, inputs: Tensor, at: int, of: int) -> tuple[list[float], list[float]]:
-        """Weights and activations of a row."""
-        return self.weight[of].tolist(), inputs[at].tolist()
+    def _settle(self, inputs: Tensor, summed: Tensor, error: Tensor, at: Tensor, of: Tensor, exact: bool) -> None:
+        """Make sure of the signs of sums [B, O] that their rounding error leaves open, in place."""
+        if len(at) > _MANY and not self.rounds(inputs):
+            error.zero_()
+            return
+        # A bound of each sum's own; it is 0 where all its terms are, and so is the sum.
+        own = self._roundoff * magnitudes(inputs, self.weight, at, of, self._step)
+        error[at, of] = own
+        summed[at, of] = torch.where(own > 0, summed[at, of], 0.0)
+        doubtful = (own > 0) & (summed[at, of].abs() <= own)
+        at, of = at[doubtful], of[doubtful]
+        if len(at):
+            totals = sums(inputs, self.weight, at, of, exact)
+            summed[at, of], error[at, of] = totals, 2 * ROUNDOFF * totals.abs()
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ class _Compared:
         rows: The rows.
         inputs: [B, I], float64.
         exact: Whether products have no rounding error.
-        sums: What t_i is made of, [B, O], its sign certain.
+        sums: s_i, or that of magnitudes, [B, O]; the sign is certain.
         error: [B, O], what the sum may be wrong by.
         negative: [B, O], whether t_i < 0.
         reaching: [B, O], whether any entry of the row may exceed t_i.
@@ -224,34 +220,26 @@ class _Compared:
 
     def exceeding(self, at: Tensor, of: Tensor) -> Tensor:
         """Which entries of rows ``of`` [P] at observations ``at`` [P] exceed their thresholds: [P, I]."""
-        entries = self.inputs[at].abs_().mul_(self.rows.magnitude[of])
-        threshold, error = (part[:, None] for part in self.rows.limits(self, at, of))
-        exceeding = entries > threshold + error
-        doubtful = (entries >= threshold - error) & (error > 0) & ~exceeding
-        for place in doubtful.any(1).nonzero()[:, 0].tolist():
-            columns = doubtful[place].nonzero()[:, 0]
-            found = self.rows.exceeds(self.inputs, self.exact, int(at[place]), int(of[place]), columns.tolist())
-            exceeding[place, columns] = torch.tensor(found, device=exceeding.device)
+        rows = self.rows
+        entries = self.inputs[at].mul_(rows.weight[of]).abs_().mul_(rows.left)
+        limit = rows.right * self.sums[at, of, None]
+        error = rows.right * self.error[at, of, None]
+        # Of both sides' own rounding; only what comes of exact products and sums of them has none.
+        error = error + 4 * ROUNDOFF * limit.abs()
+        if not self.exact:
+            error = error + 4 * ROUNDOFF * entries
+        exceeding = entries > limit + error
+        doubtful = ((entries >= limit - error) & (error > 0)).logical_and_(~exceeding).any(1)
+        places = doubtful.nonzero()[:, 0]
+        if len(places) > _MANY and not rows.rounds(self.inputs):
+            return entries > limit
+        if len(places):
+            part = at[places], of[places]
+            exceeding[places] = compare(self.inputs, rows.weight, *part, rows.absolute, rows.left, rows.right)
         return exceeding
 
 
-def _total(products: tuple[list[float], list[float]], exact: bool) -> float:
-    """The sum of products, rounded once."""
-    weights, activations = products
-    if exact:
-        return math.fsum(w * a for w, a in zip(weights, activations, strict=True))
-    return float(sum((Fraction(w) * Fraction(a) for w, a in zip(weights, activations, strict=True)), Fraction(0)))
-
-
-def _runs(samples: Tensor | None, total: int, step: int) -> Iterator[tuple[int, int]]:
-    """Cut ``total`` entries into runs of about ``step``; where they belong to samples, sorted, never within a sample."""
-    if samples is None or total <= step:
-        yield from ((start, min(start + step, total)) for start in range(0, total, step))
-        return
-    start = stop = 0
-    for end in samples.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
-        if end - start > step and stop > start:
-            yield start, stop
-            start = stop
-        stop = end
-    yield start, stop
+def _by_sample(observation: Tensor, row: Tensor, positions: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of an observation, ascending, and a row, sample by sample of ``positions`` observations each."""
+    counts = (observation // positions).unique_consecutive(return_counts=True)[1].tolist()
+    yield from zip(observation.split(counts), row.split(counts), strict=True) if counts else ()

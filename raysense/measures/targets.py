@@ -96,13 +96,17 @@ def layer_parameters(module: nn.Module, trainable: Sequence[str]) -> dict[str, t
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match any of the patterns (as of a shell), in the order of the names.
+    """The names that are, or match, any of the patterns (as of a shell), in the order of the names.
 
     Raises:
         ValueError: a pattern matches none; the text names it and some of the names.
     """
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(_matches(name, pattern) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise ValueError(f"{pattern!r} matches none of {shown}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -19,10 +19,9 @@ from raysense.options import ComputeOptions
 from raysense.scans._ablations_base import ClassEntry, SignificanceResults, listed_classes
 from raysense.scans._ablations_tables import CLASS_DISTANCES
 from raysense.scans._model import opened_model
-from raysense.scans._significance_prepare import chosen_layers
+from raysense.scans._significance_prepare import layers_of_scan
 from raysense.scans.ablations import AblationsSpec
 from raysense.scans.base import Computer, Prepared, Unit
-from raysense.scans.significance import SignificanceSpec
 
 _MEMORY = 2**28
 """Bytes of a block of distances, and of the activations of the first classes that are held at once."""
@@ -52,7 +51,7 @@ class AblationsComputer(Computer):
     def __init__(self, spec: AblationsSpec, prepared: Prepared, options: ComputeOptions) -> None:
         self._base = SignificanceResults(spec.of)
         model, self.device = opened_model(self._base.model, prepared, options)
-        self._weights = layer_weights(self._base, model, prepared.facts["model"]["input_shape"])
+        self._weights = layer_weights(self._base, model)
         self._splits: list[_Split] = []
         for name, classes in groupby(listed_classes(prepared), key=lambda entry: entry.split):
             start = sum(len(split.classes) for split in self._splits)
@@ -148,18 +147,14 @@ class AblationsComputer(Computer):
         return torch.from_numpy(values.astype(np.float64)).to(self.device)
 
 
-def layer_weights(base: SignificanceResults, model: LoadedModel, input_shape: Sequence[int]) -> dict[str, Tensor]:
+def layer_weights(base: SignificanceResults, model: LoadedModel) -> dict[str, Tensor]:
     """The weights [G, O, I] of a significance scan's layers, float64, by the layers' names.
 
     Args:
         base: The scan.
         model: Its model.
-        input_shape: [C, H, W] of an image.
     """
-    spec = SignificanceSpec.model_validate(base.document["spec"])
-    image = torch.full((1, *input_shape), 0.5, device=next(model.module.parameters()).device)
-    weights = {layer.name: layer.weight(model.module).double() for layer in chosen_layers(spec, model, image)}
-    return {name: weights[name] for name in base.layers}
+    return {layer.name: layer.weight(model.module).double() for layer in layers_of_scan(base.document["facts"])}
 
 
 def _table(split: _Split, start: int, found: _Distances) -> pa.Table:

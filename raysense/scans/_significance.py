@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from raysense.batching import out_of_memory
 from raysense.errors import RaysenseError
@@ -16,7 +16,7 @@ from raysense.measures.layer_inputs import Activations, LayerInputs
 from raysense.measures.significance import WORKING_BYTES, PathCounter
 from raysense.options import ComputeOptions
 from raysense.scans._sampled import class_scores, open_samples, samples_table
-from raysense.scans._significance_prepare import chosen_layers, spaced_by_class
+from raysense.scans._significance_prepare import layers_of_scan, spaced_by_class
 from raysense.scans._significance_rows import ClassSums, significance_table
 from raysense.scans.base import Computer, Prepared, Unit
 from raysense.scans.significance import SignificanceSpec
@@ -33,13 +33,11 @@ class SignificanceComputer(Computer):
         if self.device == "cpu":
             # The last digits of activations, and with them decisions at a threshold, depend on the number of threads.
             torch.set_num_threads(1)
-        self._shape = tuple(prepared.facts["model"]["input_shape"])
-        self._module = model.module
-        self._layers = chosen_layers(spec, model, torch.full((1, *self._shape), 0.5, device=self.device))
-        self._inputs = LayerInputs(self._module, self._layers)
+        self._layers = layers_of_scan(prepared.facts)
+        self._inputs = LayerInputs(model.module, self._layers)
         self._bytes = working_memory(self.device)
         self._counters = [
-            PathCounter(layer.weight(self._module), spec.threshold, spec.positions, self._bytes)
+            PathCounter(layer.weight(model.module), spec.threshold, spec.positions, self._bytes)
             for layer in self._layers
         ]
         self._labels = prepared.listing["label"].to_numpy()
@@ -60,12 +58,12 @@ class SignificanceComputer(Computer):
         for counter in self._counters:
             counter.reset()
         for samples in self._passes(unit, upcoming, errors):
-            images = as_float(samples.images, self.device)
-            done = 0
-            for part in self._run(images):
-                rows = samples.rows[done : done + part.samples]
-                done += part.samples
-                self._count(part, rows, scores, errors, sums)
+            with self._memory_explained(len(samples.rows)):
+                done = 0
+                for part in self._inputs.run(as_float(samples.images, self.device)):
+                    rows = samples.rows[done : done + part.samples]
+                    done += part.samples
+                    self._count(part, rows, scores, errors, sums)
         listing, label = self._prepared.listing, int(self._labels[unit.start])
         split = listing["split"][unit.start].as_py()
         counts = [counter.counts() for counter in self._counters]
@@ -95,14 +93,16 @@ class SignificanceComputer(Computer):
         if rows:
             yield Samples(rows, np.stack(images), {})
 
-    def _run(self, images: Tensor) -> list[Activations]:
+    @contextmanager
+    def _memory_explained(self, images: int) -> Iterator[None]:
+        """Counts are of fixed passes, so that a pass is not cut where it does not fit."""
         try:
-            return self._inputs.run(images)
+            yield
         except Exception as error:
             if not out_of_memory(error):
                 raise
             raise RaysenseError(
-                f"a pass of {len(images)} images does not fit into memory; start the scan with a smaller pass_size than "
+                f"a pass of {images} images does not fit into memory; start the scan anew with a smaller --pass-size than "
                 f"{self._spec.pass_size}"
             ) from error
 
@@ -131,11 +131,10 @@ class SignificanceComputer(Computer):
             for chosen in good.split(self._at_once(index)):
                 columns = part.columns(index, chosen)
                 counter.add(columns, part.exact_products(index))
-                for position, own in zip(chosen.tolist(), columns if sums is not None else (), strict=False):
-                    assert sums is not None
-                    sums.add_activations(
-                        index, rows[position], own[..., :1] if self._spec.positions == "first" else own
-                    )
+                if sums is not None:
+                    seen = columns[..., :1] if self._spec.positions == "first" else columns
+                    for position, own in zip(chosen.tolist(), seen, strict=True):
+                        sums.add_activations(index, rows[position], own)
         if sums is not None:
             sums.add_outputs(logits[good])
 

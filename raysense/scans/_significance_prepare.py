@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from raysense.errors import UsageError
 from raysense.measures.layer_inputs import LayerInputs, LinearLayer, find_layers
 from raysense.measures.targets import matching
+from raysense.measures.uses import Piece
 from raysense.models import LoadedModel
 from raysense.scans._model import shown_name
 from raysense.scans._sampled import Examined, evenly_spaced, prepare_samples, split_sizes
@@ -22,6 +24,7 @@ from raysense.scans.base import Prepared, Unit
 from raysense.scans.significance import SignificanceSpec
 
 _DEFAULT_LAYERS = 2
+_MANY_PATHS = 2**24
 
 
 def prepare_significance(spec: SignificanceSpec) -> Prepared:
@@ -58,7 +61,40 @@ def spaced_by_class(listing: pa.Table, count: int) -> NDArray[np.int64]:
     return np.concatenate([first + evenly_spaced(last - first, count) for first, last in _class_runs(listing)])
 
 
-def chosen_layers(spec: SignificanceSpec, model: LoadedModel, image: torch.Tensor) -> list[LinearLayer]:
+def layers_of_scan(facts: Mapping[str, Any]) -> list[LinearLayer]:
+    """The layers that a scan counts, from the facts of its scan.json: in every process the same."""
+    return [
+        LinearLayer(
+            entry["name"],
+            Piece(entry["parameter"], entry["start"], entry["stop"], tuple(entry["shape"])),
+            entry["operator"],
+            entry["groups"],
+            entry["rows"] // entry["groups"],
+            entry["inputs"],
+            entry["positions"],
+        )
+        for entry in facts["significance"]["layers"]
+    ]
+
+
+def _described(layer: LinearLayer) -> dict[str, Any]:
+    """A layer in scan.json."""
+    piece = layer.piece
+    return {
+        "name": layer.name,
+        "operator": layer.operator,
+        "rows": layer.rows,
+        "inputs": layer.inputs,
+        "groups": layer.groups,
+        "positions": layer.positions,
+        "parameter": piece.parameter,
+        "start": piece.start,
+        "stop": piece.stop,
+        "shape": list(piece.shape),
+    }
+
+
+def _chosen_layers(spec: SignificanceSpec, model: LoadedModel, image: torch.Tensor) -> list[LinearLayer]:
     """The layers that a spec names, under the names the user knows, in the order in which they are applied.
 
     Args:
@@ -78,7 +114,7 @@ def chosen_layers(spec: SignificanceSpec, model: LoadedModel, image: torch.Tenso
         try:
             names = set(matching([layer.name for layer in layers], spec.layers))
         except ValueError as error:
-            raise UsageError(f"layers: {error} (layers that an image passes through)") from error
+            raise UsageError(f"layers: {error} (the layers that the first image passes through)") from error
         chosen = [layer for layer in layers if layer.name in names]
     else:
         linear = [layer for layer in layers if layer.operator == "linear"]
@@ -90,33 +126,33 @@ def chosen_layers(spec: SignificanceSpec, model: LoadedModel, image: torch.Tenso
 
 
 def _examined(spec: SignificanceSpec, model: LoadedModel, images: torch.Tensor) -> Examined:
-    layers = chosen_layers(spec, model, images[:1])
+    layers = _chosen_layers(spec, model, images[:1])
     parts = LayerInputs(model.module, layers).run(images)
-    described = [
-        {
-            "name": layer.name,
-            "operator": layer.operator,
-            "rows": layer.rows,
-            "inputs": layer.inputs,
-            "groups": layer.groups,
-            "positions": layer.positions,
-        }
-        for layer in layers
-    ]
-    notes = []
-    if len(parts) > 1:
-        notes.append(
-            "the samples of a batch cannot be told apart inside the model: they go one by one, which is slower"
-        )
-    if not spec.layers and len(layers) < _DEFAULT_LAYERS:
-        notes.append(
-            f"the model has one linear layer, {layers[0].name}; name convolutions with --layers to scan them too"
-        )
-    if not spec.layers and layers[0].operator == "convolution":
-        notes.append(
-            f"the model has no linear layer; its last convolutions are scanned, {', '.join(layer.name for layer in layers)}"
-        )
+    notes = list(_notes(spec, layers, one_by_one=len(parts) > 1, classes=parts[0].logits.shape[1]))
+    described = [_described(layer) for layer in layers]
     return Examined({"layers": [layer.name for layer in layers], "significance": described}, tuple(notes))
+
+
+def _notes(spec: SignificanceSpec, layers: Sequence[LinearLayer], one_by_one: bool, classes: int) -> Iterator[str]:
+    if one_by_one:
+        yield "the samples of a batch cannot be told apart inside the model: they go one by one, which is slower"
+    for layer in layers:
+        paths = layer.rows * layer.inputs
+        if paths > _MANY_PATHS:
+            dense = "; its counts are dense, a table of that size a unit" if spec.threshold != "sum" else ""
+            yield f"layer {layer.name} has {paths:,} paths: every worker takes some {16 * paths / 2**30:.1f} GiB{dense}"
+    if spec.layers:
+        return
+    names = ", ".join(layer.name for layer in layers)
+    if layers[0].operator == "convolution":
+        yield f"the model has no linear layer; its last convolutions are scanned, {names}"
+    elif len(layers) < _DEFAULT_LAYERS:
+        yield f"the model has one linear layer, {names}; name convolutions with --layers to scan them too"
+    if layers[-1].rows != classes:
+        yield (
+            f"the last layer found, {layers[-1].name}, has {layers[-1].rows} outputs, not the {classes} classes: a later "
+            "layer computes its weight first, or applies it otherwise, and is not scanned"
+        )
 
 
 def _by_class(listing: pa.Table, per_class: int | None) -> pa.Table:

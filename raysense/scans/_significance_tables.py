@@ -59,7 +59,7 @@ CLASS_ACTIVATIONS = pa.schema(
         _CLASS,
         _SPLIT,
         _SAMPLES,
-        _OBSERVATIONS,
+        column("n_observations", pa.int64(), "samples, times their positions, that were added up", "observations"),
         column("activation_sum", pa.list_(pa.float64()), "sum of the layer's inputs over the observations", "1"),
     ],
     metadata={"doc": "one row a unit, layer and class: sums of activations, for the ablations (section 4.2)"},

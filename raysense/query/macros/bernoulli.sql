@@ -3,7 +3,7 @@
 CREATE OR REPLACE MACRO bernoulli(count, n_observations, smoothing := 0.5) AS
 list_transform(
     [{
-        'yes': CASE WHEN smoothing < 0 THEN error('smoothing must be 0 or more') ELSE (count + smoothing)::DOUBLE END,
+        'yes': CASE WHEN smoothing >= 0 AND smoothing < 1e300 THEN (count + smoothing)::DOUBLE ELSE error('smoothing must be a number, 0 or more') END,
         'no': (n_observations - count + smoothing)::DOUBLE
     }],
     lambda n: {
