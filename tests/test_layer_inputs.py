@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -200,6 +202,142 @@ def test_where_samples_cannot_be_told_apart_they_go_one_by_one() -> None:
     assert [part.samples for part in parts] == [1, 1, 1]
     for part, image in zip(parts, batch, strict=True):
         torch.testing.assert_close(part.logits, module(image[None]))
+
+
+class Routing(nn.Module):
+    """Bright images go through a further layer: by their own rows, or all of a batch where any is bright."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.whole = whole
+
+    def forward(self, batch: Tensor) -> Tensor:
+        x = self.first(functional.adaptive_avg_pool2d(batch, 2).flatten(1))
+        bright = batch.mean((1, 2, 3)) > 0.6
+        if self.whole:
+            return self.last(self.second(x) if bright.any() else x)
+        if bright.any():
+            x = x.clone()
+            x[bright] = self.second(x[bright])
+        return self.last(x)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_noted_depends_on_the_images_of_the_pass_alone(whole: bool) -> None:
+    torch.manual_seed(0)
+    module, dark = frozen(Routing(whole)), images(4) * 0.5
+    mixed = torch.cat((dark[:2], dark[:2] + 0.5))
+    layers = find_layers(module, dark[:1] + 0.5)
+    assert [layer.name for layer in layers] == ["first", "second", "last"]
+
+    def seen(inputs: LayerInputs, batch: Tensor) -> list[tuple[int, list[int], list[float]]]:
+        return [
+            (
+                part.samples,
+                [len(uses) for uses in part.uses],
+                part.columns(2, torch.arange(part.samples)).flatten().tolist(),
+            )
+            for part in inputs.run(batch)
+        ]
+
+    inputs = LayerInputs(module, layers)
+    first = [seen(inputs, batch) for batch in (dark, mixed, mixed + 0.2, dark)]
+    again = LayerInputs(module, layers)
+    assert [seen(again, batch) for batch in (mixed + 0.2, mixed, dark)] == [first[2], first[1], first[0]]
+    assert first[0] == first[3]
+    # Where only some images of a pass go through the layer, they go one by one, and only they have inputs of it.
+    if not whole:
+        assert [(samples, uses) for samples, uses, _ in first[1]] == [(1, [1, 0, 1])] * 2 + [(1, [1, 1, 1])] * 2
+        parts = inputs.run(mixed)
+        assert [bool(part.finite(1)) for part in parts] == [False, False, True, True]
+
+
+class Frozen(nn.Module):
+    """A backbone that runs without gradients, as frozen ones do."""
+
+    def __init__(self, context: Callable[[], AbstractContextManager[object]]) -> None:
+        super().__init__()
+        self.backbone, self.head = (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6)),
+            nn.Linear(6, 3),
+        )
+        self.context = context
+
+    def forward(self, batch: Tensor) -> Tensor:
+        with self.context():
+            x = self.backbone(batch)
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_layers_that_run_without_gradients_are_found(context: Callable[[], AbstractContextManager[object]]) -> None:
+    torch.manual_seed(0)
+    module, batch = frozen(Frozen(context)), torch.rand(4, 3, 2, 2)
+    layers = find_layers(module, batch[:1])
+    assert [layer.name for layer in layers] == ["backbone.1", "backbone.3", "head"]
+    columns = all_columns(LayerInputs(module, layers), batch, 1)[:, 0, :, 0]
+    torch.testing.assert_close(columns, module.backbone[:3](batch).double())
+
+
+def test_inputs_overwritten_later_are_those_that_were_read_also_in_the_first_pass() -> None:
+    module, batch = frozen(Functional()), images(2)
+    layers = [layer for layer in find_layers(module, batch[:1]) if layer.name == "shared"]
+    (found,) = LayerInputs(module, layers).run(batch)
+    whole = LayerInputs(module, layers)
+    whole.run(images(2, seed=5))
+    assert torch.equal(found.columns(0, torch.arange(2)), all_columns(whole, batch, 0))
+    second = functional.conv2d(
+        functional.conv2d(batch, module.kernel, padding="same").relu(),
+        module.grouped_weight, stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        found.columns(0, torch.arange(2))[:, 0, :, 0].float(), second.mean((2, 3)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_exported_convolutions_and_split_projections_are_found() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.three = nn.Conv1d(4, 6, 3, padding="same"), nn.Conv3d(1, 2, 3, padding="same")
+            self.attention, self.head = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            x = self.one(batch.flatten(1).unflatten(1, (4, -1))).transpose(1, 2)
+            y = self.attention(x, 2 * x, x, need_weights=False)[0].mean(1)
+            return self.head(y) + self.three(batch[:, None]).mean((1, 2, 3, 4))[:, None]
+
+    torch.manual_seed(0)
+    network, batch = frozen(Parts()), torch.rand(3, 3, 4, 4)
+    program = torch.export.export(network, (batch[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    module = program.module().requires_grad_(False)
+    expected = [(layer.name, layer.rows, layer.inputs, layer.positions) for layer in find_layers(network, batch[:1])]
+    found = find_layers(module, batch[:1])
+    assert sorted((layer.name, layer.rows, layer.inputs, layer.positions) for layer in found) == sorted(expected)
+    mine, theirs = LayerInputs(network, find_layers(network, batch[:1])), LayerInputs(module, found)
+    names = [layer.name for layer in theirs.layers]
+    for index, layer in enumerate(mine.layers):
+        torch.testing.assert_close(
+            all_columns(mine, batch, index), all_columns(theirs, batch, names.index(layer.name)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_layers_of_one_name_and_weights_of_two_meanings() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 4)
+            self.fc_weight = nn.Parameter(torch.randn(3, 4))
+            self.twice = nn.Parameter(torch.randn(4, 3, 1, 1))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            wide = functional.conv2d(batch.repeat(1, 4, 1, 1)[:, :12], self.twice, groups=4)
+            x = functional.conv2d(batch, self.twice).mean((2, 3)) + wide.mean((2, 3))
+            return functional.linear(self.fc(batch.flatten(1)) + x, self.fc_weight)
+
+    torch.manual_seed(0)
+    assert [layer.name for layer in find_layers(frozen(Odd()), torch.rand(1, 3, 2, 2))] == ["fc.weight", "fc_weight"]
 
 
 def test_values_that_are_not_finite_are_found_by_sample() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from raysense.digits import load_digits, trained_digits
 from raysense.measures.path_counts import SparseExceptions
@@ -138,6 +141,83 @@ def test_ties_and_cancellation_are_decided_exactly(data: st.DataObject, threshol
     counter = PathCounter(weight[None], threshold)  # type: ignore[arg-type]
     counter.add(activation.double()[None, None, :, None], exact_products=dtype == torch.float32)
     np.testing.assert_array_equal(counter.counts().dense() > 0, exactly(weight, activation, threshold))
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.sampled_from(THRESHOLDS), st.sampled_from([torch.float32, torch.float64]))
+def test_entries_within_an_ulp_of_the_threshold(data: st.DataObject, threshold: str, dtype: torch.dtype) -> None:
+    """Values that differ in the last bits; for ``sum`` one weight is such that |N_i0| is about n times the sum."""
+    inputs = data.draw(st.sampled_from([1, 2, 3, 5, 6, 7, 10, 11, 49]))
+    base = data.draw(st.sampled_from([1.0, 1.5, 0.1, 1 / 3, 0.7]))
+    ulp = 2.0**-52 if dtype == torch.float64 else 2.0**-23
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+
+    def values(*shape: int) -> Tensor:
+        drawn = base * (1 + ulp * rng.integers(-2, 3, shape)) * rng.choice([1, 1, 1, -1], shape)
+        return torch.tensor(drawn, dtype=dtype)
+
+    weight, activation = values(4, inputs), values(inputs)
+    if threshold == "mean_abs":
+        weight = weight.abs()
+    elif threshold == "sum" and inputs > 1:
+        rest = weight[:, 1:].double() @ activation[1:].double()
+        weight[:, 0] = (-inputs * rest / (inputs + 1) / activation[0].double()).to(dtype)
+    counter = PathCounter(weight[None], threshold)  # type: ignore[arg-type]
+    counter.add(activation.double()[None, None, :, None], exact_products=dtype == torch.float32)
+    np.testing.assert_array_equal(counter.counts().dense() > 0, exactly(weight, activation, threshold))
+
+
+STRUCTURED = {
+    "binary": lambda draw, shape: 2.0 * torch.randint(0, 2, shape, generator=draw) - 1,
+    "quantised": lambda draw, shape: torch.randint(-3, 4, shape, generator=draw) / 4,
+    "pruned": lambda draw, shape: torch.randn(shape, generator=draw) * (torch.rand(shape, generator=draw) < 0.1),
+    "flat": lambda draw, shape: torch.full(shape, 0.1) if shape[0] > 64 else _zero_sums(draw, shape),
+}
+
+
+def _zero_sums(draw: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Kernels of whole tenths that add up to nothing."""
+    values = torch.randint(-5, 6, shape, generator=draw).float()
+    values[..., -1] -= values.sum(-1)
+    return values / 10
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_structured_weights_and_inputs_are_counted_exactly_and_soon(kind: str, threshold: str) -> None:
+    """Quantised, binary and pruned networks, flat backgrounds: thousands of sums that cancel or tie."""
+    draw = torch.Generator().manual_seed(4)
+    weight, inputs = (STRUCTURED[kind](draw, shape) for shape in ((20, 27), (400, 27)))
+    counter = PathCounter(weight[None], threshold)  # type: ignore[arg-type]
+    began = time.process_time()
+    counter.add(inputs[:, None, :, None])
+    assert time.process_time() - began < 8
+    few = torch.cat((inputs[:6], inputs[-6:]))
+    expected = sum(exactly(weight, row, threshold).astype(int) for row in few)
+    counter.reset()
+    counter.add(few[:, None, :, None])
+    np.testing.assert_array_equal(counter.counts().dense(), expected)
+
+
+def test_dense_thresholds_with_any_position_stay_within_memory() -> None:
+    """One sample with thousands of positions, whose entries exceed nearly everywhere."""
+    draw = torch.Generator().manual_seed(5)
+    weight, columns = torch.randn(1, 40, 50, generator=draw), torch.rand(1, 1, 50, 3000, generator=draw)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for part in tree_leaves(result):
+                if isinstance(part, Tensor):
+                    largest = max(largest, part.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        found = count(weight, columns, "mean_abs", "any", working_bytes=2**20).counts()
+    np.testing.assert_array_equal(found.dense(), dense(weight, columns, "mean_abs", "any"))
+    assert largest <= 4 * columns.nbytes
 
 
 def test_a_sum_that_rounding_turns_round() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torchvision
 from shared_data import shared_data
 from torch import Tensor
 
@@ -47,6 +46,24 @@ def bright():
     m = Two(); m.bright = 0.99; return m
 def poisoned():
     m = Two(); m.last.weight.data[0, 0] = torch.inf; return m
+class Branch(nn.Module):
+    # Dark images take another first layer than bright ones.
+    def __init__(self):
+        super().__init__()
+        self.dark, self.bright = nn.Linear(192, 6), nn.Linear(192, 6)
+        self.last = nn.Linear(6, 4)
+    def forward(self, x):
+        flat = x.flatten(1)
+        h = torch.cat([(self.bright if float(row.max()) > 0.5 else self.dark)(row[None]) for row in flat]).relu()
+        return self.last(h)
+def branch(): return Branch()
+def double():
+    class Double(Two):
+        def forward(self, x): return super().forward(x.double())
+    return Double().double()
+def normed():
+    m = Two(); m.last = nn.utils.parametrizations.weight_norm(m.last)
+    return m
 def bare():
     class Bare(nn.Module):
         def forward(self, x): return x.flatten(1)[:, :4]
@@ -69,12 +86,16 @@ def zoo(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def compute_here(batch_size: Any = "auto", **spec: Any) -> tuple[SignificanceScan, dict[str, pa.Table]]:
+def compute_here(
+    batch_size: Any = "auto", backwards: bool = False, **spec: Any
+) -> tuple[SignificanceScan, dict[str, pa.Table]]:
     """The scan in this process, without Ray or files."""
     scan = SignificanceScan(SignificanceSpec.model_validate(spec))
     prepared = scan.prepare(ComputeOptions())
     computer = scan.open(prepared, ComputeOptions(batch_size=batch_size))
-    parts = [computer.compute(unit) for unit in scan.units(prepared)]
+    units = scan.units(prepared)
+    by_unit = {unit.id: computer.compute(unit) for unit in (reversed(units) if backwards else units)}
+    parts = [by_unit[unit.id] for unit in units]
     computer.close()
     assert {frozenset(part) for part in parts} == {frozenset(scan.tables()) - {"units"}}
     for part in parts:
@@ -151,7 +172,9 @@ def test_counts_equal_the_dense_definition_class_by_class(threshold: str) -> Non
 
 
 def test_units_are_runs_of_one_class() -> None:
-    scan = SignificanceScan(SignificanceSpec.model_validate({**DIGITS, "limit": None, "unit_size": 12, "per_class": 17}))
+    scan = SignificanceScan(
+        SignificanceSpec.model_validate({**DIGITS, "limit": None, "unit_size": 12, "per_class": 17})
+    )
     prepared = scan.prepare(ComputeOptions())
     units = scan.units(prepared)
     assert [unit.start for unit in units[1:]] == [unit.stop for unit in units[:-1]]
@@ -231,6 +254,48 @@ def test_samples_that_are_not_finite_inside_are_left_out_and_named(zoo: str) -> 
     assert not {"data/0000005", "data/0000008"} & set(tables["activations"]["sample_id"].to_pylist())
 
 
+def test_a_network_that_branches_is_counted_alike_in_any_order(zoo: str) -> None:
+    """Layers are those that the first image of the data passes through, in every worker and whatever came before."""
+    images = dict(np.load(f"{zoo}/data.npz"))
+    images["x"][np.arange(0, 40, 3)] //= 3
+    np.savez(f"{zoo}/data.npz", **images)
+    spec = {"model": f"{zoo}/models.py:branch", "data": f"npz:{zoo}/data.npz", "layers": "*", "activations": 3}
+    scan, forwards = compute_here(**spec)
+    assert scan.prepare(ComputeOptions()).facts["model"]["layers"] == ["dark", "last"]
+    _, backwards = compute_here(backwards=True, **spec)
+    assert all(backwards[name].equals(forwards[name]) for name in forwards)
+    assert set(forwards["significance"]["layer"].to_pylist()) == {"dark", "last"}
+    dark = {f"data/{row:07d}" for row in range(0, 40, 3)}
+    failed = {row["sample_id"]: row["error"] for row in forwards["samples"].to_pylist() if row["error"]}
+    assert set(failed) == {f"data/{row:07d}" for row in range(40)} - dark
+    assert set(failed.values()) == {"inputs of layer dark are missing or not finite"}
+
+
+def test_a_network_in_double_precision_equals_the_dense_definition(zoo: str) -> None:
+    _, tables = compute_here(model=f"{zoo}/models.py:double", data=f"npz:{zoo}/data.npz", layers="*")
+    model = load_model(f"{zoo}/models.py:double").module
+    images = torch.from_numpy(np.load(f"{zoo}/data.npz")["x"]).permute(0, 3, 1, 2).float().div(255).double()
+    for (layer, _, label), (seen, counts) in dense_counts(tables["significance"]).items():
+        own = images[torch.arange(40) % 4 == label].flatten(1)
+        inputs = own if layer == "first" else model.first(own).relu()
+        assert seen == 10
+        np.testing.assert_array_equal(counts, by_definition(getattr(model, layer).weight, inputs[:, :, None]))
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "expected"),
+    [
+        ("two", "", None),
+        ("normed", "", "the last layer found, first, has 6 outputs, not the 4 classes"),
+        ("normed", "first", None),
+    ],
+)
+def test_a_last_layer_that_is_not_seen_is_pointed_out(zoo: str, model: str, layers: str, expected: str | None) -> None:
+    spec = {"model": f"{zoo}/models.py:{model}", "data": f"npz:{zoo}/data.npz", "layers": layers}
+    notes = SignificanceScan(SignificanceSpec.model_validate(spec)).prepare(ComputeOptions()).notes
+    assert [expected in note for note in notes if "last layer" in note] == ([True] if expected else [])
+
+
 def test_a_class_without_good_samples_has_no_rows(zoo: str) -> None:
     images = dict(np.load(f"{zoo}/data.npz"))
     images["x"][np.arange(2, 40, 4)] = 255
@@ -271,7 +336,7 @@ def test_a_network_without_linear_layers_gives_its_last_convolutions(zoo: str) -
     assert any("its last convolutions are scanned, 2, 4" in note for note in notes)
 
 
-def images_of_imagenet(count: int) -> str:
+def images_of_imagenet() -> str:
     folder, synsets = shared_data("imagenet", "images"), shared_data("imagenet", "synsets.txt")
     return f"folder:{folder}?classes={synsets}"
 
@@ -287,29 +352,42 @@ def test_a_transformer_on_imagenet_images(positions: str, tmp_path: Path) -> Non
         "    return m\n"
     )
     _, tables = compute_here(
-        model=f"{tmp_path}/small.py:vit", data=images_of_imagenet(2), limit=2, positions=positions,
+        model=f"{tmp_path}/small.py:vit", data=images_of_imagenet(), limit=2, positions=positions,
         layers="*layer_1.mlp.3,*layer_1.self_attention.*",
     )  # fmt: skip
     found = dense_counts(tables["significance"])
     assert len(found) == 6
-    model = load_model(f"{tmp_path}/small.py:vit")
-    for (layer, _, label), (seen, counts) in found.items():
-        assert counts.max() <= seen == (50 if positions == "each" else 1), (layer, label)
-        assert 0 < counts.sum() < counts.size * seen
     assert {counts.shape for _, counts in found.values()} == {(64, 128), (192, 64), (64, 64)}
-    assert isinstance(model.module, torchvision.models.VisionTransformer)
+    model, source = load_model(f"{tmp_path}/small.py:vit"), open_data(f"{images_of_imagenet()}&resize=256&crop=224", ())
+    listing = source.list().table
+    ids, reader = listing["sample_id"].to_pylist(), source.reader(listing)
+    for sample in tables["samples"].to_pylist():
+        assert model.preprocessing is not None
+        image = model.preprocessing.apply(reader.read(ids.index(sample["sample_id"])))[None].float() / 255
+        for (layer, _, label), (seen, counts) in found.items():
+            if label != sample["label"]:
+                continue
+            known = next(one for one in find_layers(model.module, image) if one.name == layer)
+            (part,) = LayerInputs(model.module, [known]).run(image)
+            columns = part.columns(0, torch.tensor([0]))[:, 0]
+            assert columns.shape[2] == 50
+            weight = known.weight(model.module)[0]
+            single = [by_definition(weight, columns[..., [token]]) for token in range(50)]
+            expected = {"each": sum(single), "any": np.any(single, axis=0), "first": single[0]}[positions]
+            np.testing.assert_array_equal(counts, expected)
+            assert seen == (50 if positions == "each" else 1)
 
 
 def test_squeezenet_on_imagenet_images_equals_the_dense_definition(tmp_path: Path) -> None:
     zoo = Path(__file__).parent / "zoo" / "squeezenet.py"
     weights = shared_data("imagenet", "squeezenet1_0_fp16.pt")
     reference = f"{zoo}:squeezenet?checkpoint={weights}"
-    _, tables = compute_here(model=reference, data=images_of_imagenet(2), limit=2)
+    _, tables = compute_here(model=reference, data=images_of_imagenet(), limit=2)
     found = dense_counts(tables["significance"])
     assert {layer for layer, *_ in found} == {"features.12.expand3x3", "classifier.1"}
     model = load_model(reference)
     (sample,) = (row for row in tables["samples"].to_pylist() if row["label"] == min(label for *_, label in found))
-    data = open_data(f"{images_of_imagenet(2)}&resize=256&crop=227", ())
+    data = open_data(f"{images_of_imagenet()}&resize=256&crop=227", ())
     listing = data.list().table
     image = model.preprocessing.apply(
         data.reader(listing).read(listing["sample_id"].to_pylist().index(sample["sample_id"]))
