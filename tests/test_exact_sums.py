@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysense.measures.exact_sums import compare, granularity, magnitudes, once, sums
+from raysense.measures.exact_sums import CoarseSums, compare, granularity, once, pair_sums, sums
 
 
 def wide(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -64,12 +64,25 @@ def test_comparisons_are_exact(
         assert row == [left * abs(term) > limit for term in terms]
 
 
-def test_magnitudes_are_those_of_the_terms(pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_sums_of_pairs(pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     inputs, weight, at, of = pairs
-    torch.testing.assert_close(
-        magnitudes(inputs, weight, at, of, 10), (inputs.abs() @ weight.abs().T)[at, of], rtol=1e-14, atol=0.0
-    )
-    assert not magnitudes(inputs, weight, at[:0], of[:0], 10).numel()
+    signed, absolute = pair_sums(inputs, weight, at, of, 10)
+    whole = (inputs.abs() @ weight.abs().T)[at, of]
+    torch.testing.assert_close(absolute, whole, rtol=1e-14, atol=0.0)
+    assert ((signed - (inputs @ weight.T)[at, of]).abs() <= 1e-14 * whole).all()
+    assert [part.shape for part in pair_sums(inputs, weight, at[:0], of[:0], 10)] == [(0,), (0,)]
+
+
+def test_coarse_sums_are_within_their_bound() -> None:
+    inputs, weight = wide((40, 700), 3), wide((30, 700), 4)
+    weight[3] *= 2.0**-100  # below the smallest float32 in products
+    coarse = CoarseSums(weight)
+    found = coarse.of(inputs)
+    assert found is not None
+    wrong = (found - inputs @ weight.T).abs()
+    assert (wrong <= coarse.roundoff * torch.outer(inputs.norm(dim=1), weight.norm(dim=1)) + coarse.slack).all()
+    assert wrong.max() > 0
+    assert coarse.of(inputs * 2.0**100) is None
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,24 @@ def test_equals_the_dense_definition(threshold: str, positions: str, shape: tupl
         assert (found.counts > 0).all()
 
 
+def test_wide_layers_whose_sums_are_coarse_first() -> None:
+    """Sums from nothing to far beyond what single precision can tell, among them exact zeros and ties."""
+    generator = torch.Generator().manual_seed(6)
+    weight, columns = torch.randn(1, 50, 600, generator=generator), torch.randn(30, 1, 600, 1, generator=generator)
+    # Row after row closer to orthogonal to the first ten observations, down to 2^-40 of where it began.
+    basis = torch.linalg.qr(columns[:10, 0, :, 0].double().T)[0]
+    for row in range(50):
+        part = weight[0, row].double()
+        weight[0, row] = (part - (1 - 2.0 ** (-row)) * (basis @ (basis.T @ part))).float()
+    weight[0, 7, 300:] = -weight[0, 7, :300]
+    columns[:5, 0, 300:] = columns[:5, 0, :300]
+    columns[6, 0, :, 0] *= 1e-30
+    columns[7, 0, :, 0] *= 1e30
+    found = count(weight, columns).counts().dense()
+    expected = sum(exactly(weight[0], row[0, :, 0], "sum").astype(int) for row in columns)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_a_trained_layer_equals_the_dense_definition_and_is_sparse(threshold: str) -> None:
     network, digits = trained_digits(), load_digits("test")

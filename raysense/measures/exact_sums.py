@@ -37,8 +37,8 @@ def granularity(values: Tensor) -> float:
     return math.ldexp(1.0, int((exponent + lowest).min()) - 53)
 
 
-def magnitudes(inputs: Tensor, weight: Tensor, at: Tensor, of: Tensor, step: int) -> Tensor:
-    """Sum of |x_bj w_ij| over j of pairs (at, of), [P].
+def pair_sums(inputs: Tensor, weight: Tensor, at: Tensor, of: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Sums over j of x_bj w_ij and of |x_bj w_ij| of pairs (at, of), [P] each, in float64.
 
     Args:
         inputs: [B, I].
@@ -47,11 +47,39 @@ def magnitudes(inputs: Tensor, weight: Tensor, at: Tensor, of: Tensor, step: int
         of: Rows [P].
         step: Pairs to expand at a time.
     """
-    parts = [
-        (inputs[some].abs_() * weight[rows].abs_()).sum(1)
-        for some, rows in zip(at.split(step), of.split(step), strict=True)
-    ]
-    return torch.cat(parts) if parts else inputs.new_zeros(0)
+    found = [inputs.new_zeros((2, 0))]
+    for some, rows in zip(at.split(step), of.split(step), strict=True):
+        products = inputs[some].mul_(weight[rows])
+        found.append(torch.stack((products.sum(1), products.abs_().sum(1))))
+    signed, absolute = torch.cat(found, dim=1)
+    return signed, absolute
+
+
+class CoarseSums:
+    """Sums of products in single precision, a block of terms at a time, with a bound of their error: at twice the speed.
+
+    Args:
+        weight: [O, I], float64, of values that float32 has.
+    """
+
+    _BLOCK = 256
+
+    def __init__(self, weight: Tensor) -> None:
+        self._blocks = [part.T.float().contiguous() for part in weight.split(self._BLOCK, dim=1)]
+        # Of the sum in a block and of the blocks' sums; blocks' norms make up the row's (Cauchy-Schwarz).
+        self.roundoff = 1.1 * (self._BLOCK + len(self._blocks) + 4) * 2.0**-24
+        self.slack = weight.shape[1] * 2.0**-125
+        """What may be lost to products below the smallest float32."""
+
+    def of(self, inputs: Tensor) -> Tensor | None:
+        """Sums [B, O], float64, of inputs [B, I] that float32 has; None where a product exceeds the largest float32.
+
+        They are wrong by at most ``roundoff`` times the product of the norms, plus ``slack``.
+        """
+        total = inputs.new_zeros((len(inputs), self._blocks[0].shape[1]), dtype=torch.float32)
+        for part, block in zip(inputs.float().split(self._BLOCK, dim=1), self._blocks, strict=True):
+            total.addmm_(part, block)
+        return total.double() if bool(total.isfinite().all()) else None
 
 
 def once(inputs: Tensor, at: Tensor, of: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,6 @@ sums, and with it not on batch sizes, threads or devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -27,13 +26,23 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from raysense.measures.exact_sums import ROUNDOFF, compare, granularity, magnitudes, sum_roundoff, sums
+from raysense.measures.exact_sums import (
+    ROUNDOFF,
+    CoarseSums,
+    compare,
+    granularity,
+    pair_sums,
+    sum_roundoff,
+    sums,
+)
 from raysense.measures.path_counts import DenseExceptions, PathCounts, SparseExceptions
 
 Threshold = Literal["sum", "mean", "mean_abs"]
 Positions = Literal["each", "any", "first"]
 
 WORKING_BYTES = 2**26
+_COARSE_FROM = 512
+"""Inputs of a row from which sums in single precision come first."""
 _MANY = 64
 """Doubtful pairs from which it pays to ask whether weights and inputs are so coarse that nothing was rounded."""
 
@@ -108,26 +117,21 @@ class PathCounter:
         index, counts = self._exceptions.counted()
         return PathCounts(self._samples, self._observations, self._inputs, self._rows.cpu().numpy(), index, counts)
 
-    def _add_group(self, group: int, compared: _Compared, positions: int) -> None:
-        whole = compared.negative
-        joined = positions if self._positions == "any" else 1
-        if joined > 1:
-            whole = whole.unflatten(0, (-1, joined)).any(1)
-        outputs = whole.shape[1]
-        self._rows[group * outputs : (group + 1) * outputs] += whole.sum(0)
-        single = compared.reaching & ~whole.repeat_interleave(joined, 0)
-        observation, row = single.nonzero(as_tuple=True)
-        if joined == 1:
-            for rows, exceeding in self._exceeding(compared, observation, row, group * outputs):
-                self._exceptions.add_rows(rows, exceeding)
+    def _add_group(self, group: int, found: _Compared, positions: int) -> None:
+        whole, at, of = found.negative, found.at, found.of
+        first = group * whole.shape[1]
+        joined = self._positions == "any" and positions > 1
+        if joined:
+            whole = whole.unflatten(0, (-1, positions)).any(1)
+        self._rows[first : first + whole.shape[1]] += whole.sum(0)
+        if not joined:
+            for part in torch.arange(len(at), device=at.device).split(self._step):
+                self._exceptions.add_rows(first + of[part], found.exceeding(part))
             return
-        for at, of in _by_sample(observation, row, joined):
-            self._exceptions.add_once(self._exceeding(compared, at, of, group * outputs))
-
-    def _exceeding(self, compared: _Compared, at: Tensor, of: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows [P] of the layer, and which of their entries exceed the thresholds [P, I], a part at a time."""
-        for some, rows in zip(at.split(self._step), of.split(self._step), strict=True):
-            yield first + rows, compared.exceeding(some, rows)
+        sample = at // positions
+        pairs = (~whole[sample, of]).nonzero()[:, 0]
+        for own in pairs.split(sample[pairs].unique_consecutive(return_counts=True)[1].tolist()):
+            self._exceptions.add_once((first + of[part], found.exceeding(part)) for part in own.split(self._step))
 
 
 class _Rows:
@@ -146,13 +150,17 @@ class _Rows:
         self.absolute = threshold == "mean_abs"
         self._summed = weight.abs() if self.absolute else weight
         self._norms = weight.norm(dim=1)
-        self.largest = weight.abs().amax(1)
+        self._largest = weight.abs().amax(1)
         self._single = single
         self._step = step
         # An entry exceeds where left |N_ij| > right s_i, with whole numbers.
         self.left, self.right = (1, inputs) if threshold == "sum" else (inputs, 1)
+        self._reach = self._largest * ((1 + 8 * ROUNDOFF) * self.left / self.right)
         self._roundoff = sum_roundoff(inputs)
         self._grain: float | None = None
+        # Where few rows need a look, which are then looked at in double precision.
+        coarse = single and threshold == "sum" and inputs >= _COARSE_FROM
+        self._coarse = CoarseSums(weight) if coarse else None
 
     def against(self, inputs: Tensor, single: bool) -> _Compared:
         """Compare with activations [B, I], float64.
@@ -160,40 +168,64 @@ class _Rows:
         Raises:
             ValueError: an activation is not finite.
         """
-        peaks = inputs.abs().amax(1)
+        peaks = torch.maximum(inputs.amax(1), -inputs.amin(1))
         if not bool(peaks.isfinite().all()):
             raise ValueError("activations are not finite")
-        summed = (inputs.abs() if self.absolute else inputs) @ self._summed.T
-        error = torch.outer(self._roundoff * inputs.norm(dim=1), self._norms)
-        exact = single and self._single
-        at, of = (summed.abs() <= error).nonzero(as_tuple=True)
-        if len(at):
-            self._settle(inputs, summed, error, at, of, exact)
-        reach = torch.outer(peaks, self.largest * ((1 + 8 * ROUNDOFF) * self.left / self.right))
-        return _Compared(self, inputs, exact, summed, error, summed < 0, reach > summed - 2 * error)
+        norms, exact = inputs.norm(dim=1), single and self._single
+        coarse = self._coarse if single and torch.get_float32_matmul_precision() == "highest" else None
+        estimate = None if coarse is None else coarse.of(inputs)
+        if coarse is None or estimate is None:
+            coarse = None
+            estimate = (inputs.abs() if self.absolute else inputs) @ self._summed.T
+        scale = norms * (self._roundoff if coarse is None else coarse.roundoff)
+        # Beyond this the sign is certain, and no entry of the row exceeds its threshold.
+        margin = torch.outer(2 * scale, self._norms)
+        margin.addr_(peaks, self._reach)
+        if coarse is not None:
+            margin += 2 * coarse.slack
+        at, of = (estimate.abs() <= margin).nonzero(as_tuple=True)
+        total, error = estimate[at, of], scale[at] * self._norms[of]
+        again = (
+            torch.arange(len(at), device=at.device) if coarse is not None else (total.abs() <= error).nonzero()[:, 0]
+        )
+        self._settle(inputs, at, of, total, error, again, exact)
+        negative = estimate < 0
+        negative[at, of] = total < 0
+        keep = (total >= 0) & (peaks[at] * self._reach[of] > total - 2 * error)
+        return _Compared(self, inputs, exact, negative, at[keep], of[keep], total[keep], error[keep])
 
     def rounds(self, inputs: Tensor) -> bool:
         """Whether anything can be rounded: not where values are few multiples of a power of two, as quantised ones are."""
         if self._grain is None:
             self._grain = granularity(self.weight)
         terms = self.weight.shape[1]
-        largest = terms * terms * float(self.largest.max()) * float(inputs.abs().max())
+        largest = terms * terms * float(self._largest.max()) * float(inputs.abs().max())
         return not largest < 2.0**53 * self._grain * granularity(inputs)
 
-    def _settle(self, inputs: Tensor, summed: Tensor, error: Tensor, at: Tensor, of: Tensor, exact: bool) -> None:
-        """Make sure of the signs of sums [B, O] that their rounding error leaves open, in place."""
-        if len(at) > _MANY and not self.rounds(inputs):
-            error.zero_()
-            return
-        # A bound of each sum's own; it is 0 where all its terms are, and so is the sum.
-        own = self._roundoff * magnitudes(inputs, self.weight, at, of, self._step)
-        error[at, of] = own
-        summed[at, of] = torch.where(own > 0, summed[at, of], 0.0)
-        doubtful = (own > 0) & (summed[at, of].abs() <= own)
-        at, of = at[doubtful], of[doubtful]
-        if len(at):
-            totals = sums(inputs, self.weight, at, of, exact)
-            summed[at, of], error[at, of] = totals, 2 * ROUNDOFF * totals.abs()
+    def _settle(
+        self, inputs: Tensor, at: Tensor, of: Tensor, total: Tensor, error: Tensor, again: Tensor, exact: bool
+    ) -> None:
+        """Form sums again, in place, until their signs are certain.
+
+        Args:
+            inputs: [B, I].
+            at: Observations of pairs [P].
+            of: Their rows [P].
+            total: Their sums [P].
+            error: What these may be wrong by [P].
+            again: Which of the pairs, [Q].
+            exact: Whether products have no rounding error.
+        """
+        signed, magnitude = pair_sums(inputs, self.weight, at[again], of[again], self._step)
+        # The bound is 0 where all terms are, and so is the sum.
+        total[again] = torch.where(magnitude > 0, magnitude if self.absolute else signed, 0.0)
+        error[again] = self._roundoff * magnitude
+        doubtful = again[(magnitude > 0) & (total[again].abs() <= error[again])]
+        if len(doubtful) > _MANY and not self.rounds(inputs):
+            error[again] = 0.0
+        elif len(doubtful):
+            total[doubtful] = sums(inputs, self.weight, at[doubtful], of[doubtful], exact)
+            error[doubtful] = 2 * ROUNDOFF * total[doubtful].abs()
 
 
 @dataclass(frozen=True)
@@ -204,28 +236,29 @@ class _Compared:
         rows: The rows.
         inputs: [B, I], float64.
         exact: Whether products have no rounding error.
-        sums: s_i, or that of magnitudes, [B, O]; the sign is certain.
-        error: [B, O], what the sum may be wrong by.
         negative: [B, O], whether t_i < 0.
-        reaching: [B, O], whether any entry of the row may exceed t_i.
+        at: Observations of the P pairs of which single entries may exceed t_i, ascending.
+        of: Their rows [P].
+        sums: s_i, or that of magnitudes, of the pairs [P]; not negative.
+        error: What these may be wrong by [P].
     """
 
     rows: _Rows
     inputs: Tensor
     exact: bool
+    negative: Tensor
+    at: Tensor
+    of: Tensor
     sums: Tensor
     error: Tensor
-    negative: Tensor
-    reaching: Tensor
 
-    def exceeding(self, at: Tensor, of: Tensor) -> Tensor:
-        """Which entries of rows ``of`` [P] at observations ``at`` [P] exceed their thresholds: [P, I]."""
-        rows = self.rows
+    def exceeding(self, pairs: Tensor) -> Tensor:
+        """Which entries of some of the pairs [Q] exceed their thresholds: [Q, I]."""
+        rows, at, of = self.rows, self.at[pairs], self.of[pairs]
         entries = self.inputs[at].mul_(rows.weight[of]).abs_().mul_(rows.left)
-        limit = rows.right * self.sums[at, of, None]
-        error = rows.right * self.error[at, of, None]
-        # Of both sides' own rounding; only what comes of exact products and sums of them has none.
-        error = error + 4 * ROUNDOFF * limit.abs()
+        limit = rows.right * self.sums[pairs, None]
+        # What the sum may be wrong by, and both sides' own rounding.
+        error = rows.right * self.error[pairs, None] + 4 * ROUNDOFF * limit
         if not self.exact:
             error = error + 4 * ROUNDOFF * entries
         exceeding = entries > limit + error
@@ -237,9 +270,3 @@ class _Compared:
             part = at[places], of[places]
             exceeding[places] = compare(self.inputs, rows.weight, *part, rows.absolute, rows.left, rows.right)
         return exceeding
-
-
-def _by_sample(observation: Tensor, row: Tensor, positions: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of an observation, ascending, and a row, sample by sample of ``positions`` observations each."""
-    counts = (observation // positions).unique_consecutive(return_counts=True)[1].tolist()
-    yield from zip(observation.split(counts), row.split(counts), strict=True) if counts else ()
