@@ -42,7 +42,7 @@ def model_options(model: type[BaseModel]) -> list[Decorator]:
 
 
 def _option(name: str, field: FieldInfo) -> Decorator:
-    text = f"{_sentence(field.description or name)}{_default(field)}."
+    text = f"{sentence(field.description or name)}{_default(field)}."
     flag = name.replace("_", "-")
     if bool in _members(field.annotation):
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
@@ -75,7 +75,8 @@ def progress_callback(label: str, quiet: bool) -> Iterator[Callable[[int, int], 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """A text that begins with a capital."""
     return text[0].upper() + text[1:]
 
 

@@ -1,4 +1,4 @@
-"""The demo: influence of images, layers and pixels on the bundled real digits, semantic spaces of digits and of shapes."""
+"""The demo: influence, semantic spaces and class paths, on the bundled real digits and on procedural shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from raysense.studies.conditions import Conditions
+from raysense.studies.significance import ConditionOptions
 from raysense.studies.study import Workspace
 
 _MODEL = {"model": "digits", "data": "digits"}
@@ -72,7 +74,8 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
     First the influence of whole images and of every layer on all digits; then maps of single pixels and squares, and
     one-pixel attacks, for the five strangest. Then the semantic space of a few digits (rotation and scale), and that of
     rendered shapes (azimuth and elevation of the camera) for two networks, of which one was trained on views from the
-    front only. A second run finds the scans complete and only prints and writes again.
+    front only. Last the class paths of a network before training, trained on shuffled labels, and trained. A second run
+    finds networks and scans complete and only prints and writes again.
 
     Args:
         out: Directory of the scans and the report.
@@ -83,6 +86,7 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
         The exit status: 0, or 1 where units failed.
     """
     workspace = Workspace(out, run, quiet)
+    conditions = Conditions(ConditionOptions(ood=(), layers="output", unit_size=64).plan(), workspace)
     with workspace.cluster():
         whole = workspace.scan("influence", **_MODEL, split="train,test", target="input;layer")
         strangest = [row["sample_id"] for row in workspace.rows(_STRANGEST, [whole])]
@@ -97,6 +101,8 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
         )
         turned = workspace.scan("turned", kind="semantic", **_POSES, maps="rotation:10,scale:0.1", influence=True)
         networks = [workspace.scan(name, kind="semantic", model=model, **_SHAPES) for name, model in _NETWORKS.items()]
+        conditions.train()
+        conditions.scan()
     workspace.show("Percentiles of FI of the whole image, by split", _PERCENTILES, [whole])
     workspace.show("The five strangest digits: the largest FI", _STRANGEST, [whole])
     workspace.show("Share for which FI is (1 - p)/p, and says no more than the softmax", _AT_BOUND, [whole, pixels])
@@ -104,4 +110,6 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
     workspace.show("Rotations and scales at which digits keep their class", _TURNED, [turned])
     workspace.show("Mean score over the poses of shapes, by side", _SIDES, networks)
     workspace.show("Share of the poses in which shapes keep their class", _ROBUST, networks)
-    return workspace.finish([whole, pixels, turned, *networks])
+    conditions.show_summary()
+    conditions.say_fit()
+    return workspace.finish([whole, pixels, turned, *networks, *conditions.directories])

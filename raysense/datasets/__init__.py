@@ -6,13 +6,15 @@ Images are uint8 (0..255) or float32 ([0, 1]), ``[C, H, W]``. ``open_data`` says
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raysense.datasets.arrays import DigitsSource, NpzSource
 from raysense.datasets.base import UNSPLIT, DataSource, ImageReader, Listing, Progress
 from raysense.datasets.folder import FolderSource
+from raysense.datasets.mapped import CLASS_MAP, MappedSource
 from raysense.datasets.mapstyle import MapStyleSource
 from raysense.datasets.parquet import ParquetSource
-from raysense.references import import_factory, parse_reference
+from raysense.references import Reference, import_factory, parse_reference
 
 __all__ = ["UNSPLIT", "DataSource", "ImageReader", "Listing", "Progress", "open_data"]
 
@@ -40,15 +42,23 @@ def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
     - ``file.py:factory``, ``module:factory``: returns a map-style data set of (image, label) or (image, label, id);
       a subclass of `DataSource` is used as it is.
 
-    All take ``resize``, ``crop``, ``interpolation`` and ``antialias``, which replace the model's own preprocessing.
+    All take ``resize``, ``crop``, ``interpolation`` and ``antialias``, which replace the model's own preprocessing, and
+    ``class_map=FILE``, which gives them the classes of other data (`raysense.datasets.mapped`).
     ``{split}`` in a path stands for the split's name; several splits are listed one after the other. Paths of folder,
     npz and parquet may be URIs of any pyarrow filesystem (``s3://bucket/key``), whose own options follow the ``?`` too.
 
     Raises UsageError where the reference is malformed, or a split is asked of data that has none.
     """
     parsed = parse_reference(reference, "data")
-    if parsed.scheme in ("file", "module"):
-        factory = import_factory(parsed)
+    others = {key: text for key, text in parsed.options.items() if key != CLASS_MAP}
+    source = _open(replace(parsed, options=others), tuple(splits))
+    return MappedSource(source, parsed.options[CLASS_MAP]) if CLASS_MAP in parsed.options else source
+
+
+def _open(reference: Reference, splits: tuple[str, ...]) -> DataSource:
+    """Open data under their own classes."""
+    if reference.scheme in ("file", "module"):
+        factory = import_factory(reference)
         if isinstance(factory, type) and issubclass(factory, DataSource):
-            return factory(parsed, tuple(splits))
-    return _SOURCES[parsed.scheme](parsed, tuple(splits))
+            return factory(reference, splits)
+    return _SOURCES[reference.scheme](reference, splits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -18,9 +18,12 @@ from raysense.command_options import (
     out_option,
     quiet_option,
     run_options,
+    sentence,
 )
 
 _FIRST = ("model", "data", "split")
+_REPEATED = {"model": "REFERENCE", "ood": "NAME=REFERENCE"}
+"""How options that may be given several times are written."""
 
 Study = Callable[[str, Mapping[str, Any], Mapping[str, Any], bool], int]
 """Called with the directory, the options of the study, the options of its run, and whether to be quiet."""
@@ -47,12 +50,13 @@ def study_command(study: Study, options: type[BaseModel]) -> click.Command:
 def study_options(options: type[BaseModel]) -> list[Decorator]:
     """One option a field, in reverse like those of `model_options`: what is scanned comes first.
 
-    ``--model`` may be given several times where it is a tuple.
+    One whose field is a tuple may be given several times.
     """
     decorators = dict(zip(reversed(options.model_fields), model_options(options), strict=True))
-    model = options.model_fields["model"]
-    if get_origin(model.annotation) is tuple:
-        text = f"Model reference; may be given several times [default: {' and '.join(model.default)}]."
-        decorators["model"] = click.option("--model", multiple=True, metavar="REFERENCE", help=text)
+    for name, field in options.model_fields.items():
+        if tuple in (get_origin(field.annotation), *map(get_origin, get_args(field.annotation))):
+            default = f" [default: {' and '.join(field.default)}]" if field.default else ""
+            text = f"{sentence(field.description or name)}; may be given several times{default}."
+            decorators[name] = click.option(f"--{name}", multiple=True, metavar=_REPEATED[name], help=text)
     first = [name for name in _FIRST if name in decorators]
     return [decorators[name] for name in (*(name for name in decorators if name not in first), *reversed(first))]

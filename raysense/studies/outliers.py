@@ -11,8 +11,10 @@ from pydantic import Field
 from raysense.datasets import open_data
 from raysense.models import load_model
 from raysense.studies.overlaps import CLEAN, OUTLIER, overlaps_reference
+from raysense.studies.recipes import Recipe, TrainingTask
 from raysense.studies.study import StudyOptions, Workspace
-from raysense.studies.training import Recipe, train
+from raysense.studies.training import train
+from raysense.training import Adam
 from raysense.validation import validated
 
 _SPLITS = (CLEAN, OUTLIER)
@@ -99,9 +101,10 @@ def run_outliers(
     workspace.check("influence", model=study.model, **spec)
     model = study.model
     if study.epochs:
-        recipe = Recipe(study.epochs, study.train_batch, study.learning_rate, study.seed)
+        recipe = Recipe(study.epochs, study.train_batch, Adam(study.learning_rate), study.seed)
         held_out = (study.data, validation) if validation else None
-        trained = train(model, data, _SPLITS, held_out, recipe, workspace.path(""), workspace.options.device, quiet)
+        task = TrainingTask(model, data, _SPLITS, held_out, recipe, workspace.path(""))
+        trained = train(task, workspace.options.device, quiet)
         model = trained.model
         right = "" if trained.accuracy is None else f", {trained.accuracy:.2%} of split {validation} right"
         lost = f", {trained.unreadable} images could not be read" if trained.unreadable else ""

@@ -90,15 +90,15 @@ class Workspace:
         with cluster(self.options):
             yield
 
-    def validate(self, spec: Mapping[str, Any]) -> ScanSpec:
+    def validate(self, spec: Mapping[str, Any], kind: str | None = None) -> ScanSpec:
         """The spec of a scan; UsageError says what is wrong with it."""
-        return validated(get_scan(self.kind).spec_type, spec)
+        return validated(get_scan(kind or self.kind).spec_type, spec)
 
-    def check(self, name: str, **spec: Any) -> None:
+    def check(self, name: str, *, kind: str | None = None, **spec: Any) -> None:
         """Raise UsageError where a scan that is still to be started could not be: nothing is computed or written."""
-        checked = self.validate(spec)
+        checked = self.validate(spec, kind)
         if not Directory(self.path(name)).exists(SCAN_FILE):
-            get_scan(self.kind)(checked).prepare(ComputeOptions())
+            get_scan(kind or self.kind)(checked).prepare(ComputeOptions())
 
     def scan(self, name: str, *, kind: str | None = None, **spec: Any) -> str:
         """Run a scan, or finish it; returns its directory.

@@ -1,4 +1,4 @@
-"""Training a network on data with its outliers, as the outlier study needs it: saved once, read by every worker.
+"""Training a network for a study: saved once, read by every worker; killed at any moment, it goes on from the last epoch.
 
 The trained network is a model reference, ``raysense.studies.training:trained?model=REFERENCE&checkpoint=FILE``: the
 network of another reference (quoted where it has options) with the weights of a file, which may be a URI.
@@ -7,65 +7,26 @@ network of another reference (quoted where it has options) with the weights of a
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from raysense.command_options import progress_callback
-from raysense.datasets import open_data
 from raysense.devices import resolve_device
 from raysense.engine.files import Directory
-from raysense.engine.runtime import local_cpus
-from raysense.errors import RaysenseError, SampleError, UsageError, first_line
-from raysense.loading import SampleDecoder, as_float
+from raysense.errors import RaysenseError, UsageError, first_line
 from raysense.models import LoadedModel, load_model
 from raysense.networks import ExportedModel
-from raysense.preprocessing import Preprocessing
 from raysense.references import absolute_reference
-from raysense.training import Batches, fit
+from raysense.studies.examples import Examples, Feed, accuracy, epoch_seed, open_examples
+from raysense.studies.recipes import Trained, TrainingTask
+from raysense.training import Training
 
-WEIGHTS, RECORD = "network.pt", "training.json"
-_PROBED = 16
-_MOST_LOADERS = 16
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: Adam, a cosine schedule, no augmentation, starting from the weights it has.
-
-    Attributes:
-        epochs: Passes over the data.
-        batch_size: Images a step.
-        learning_rate: Of the first step.
-        seed: Of the order of the images and of random layers.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of training.
-
-    Attributes:
-        model: Reference of the trained network.
-        loss: Mean cross-entropy of the last epoch, nats.
-        accuracy: Fraction of the validation samples that are classified right; None without validation data.
-        unreadable: Training samples that could not be read and were left out.
-    """
-
-    model: str
-    loss: float
-    accuracy: float | None
-    unreadable: int
+WEIGHTS, LAST, RECORD, CURVE, CHECKPOINT = "network.pt", "last.pt", "training.json", "curve.json", "checkpoint.pt"
 
 
 def trained(model: str, checkpoint: str) -> nn.Module:
@@ -73,8 +34,7 @@ def trained(model: str, checkpoint: str) -> nn.Module:
     loaded = load_model(model)
     folder, _, name = checkpoint.rpartition("/")
     try:
-        data = Directory(folder or ".", argument="checkpoint").read(name)
-        loaded.module.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        loaded.module.load_state_dict(_read(Directory(folder or ".", argument="checkpoint"), name))
     except FileNotFoundError as error:
         raise UsageError(f"model {model!r}: there is no checkpoint {checkpoint}; train it first") from error
     except Exception as error:  # a damaged file can raise anything
@@ -96,132 +56,180 @@ def trained_reference(model: str, out: str) -> str:
     return f"{__name__}:{trained.__name__}?model={network}&checkpoint={weights}"
 
 
-def train(
-    model: str, data: str, splits: Sequence[str], validation: tuple[str, str] | None, recipe: Recipe, out: str,
-    device: str = "auto", quiet: bool = True,
-) -> Trained:  # fmt: skip
-    """Train a network on some splits of a data set and save it; does nothing where that was done before.
+def finished(task: TrainingTask) -> Trained | None:
+    """Return what `train` has made of a task before; None where it is still to be done, or to be gone on with.
+
+    Raises:
+        UsageError: the network cannot be trained, or the directory holds one that was trained otherwise.
+    """
+    return _Lesson(task, "cpu").finished()
+
+
+def curve(task: TrainingTask) -> list[dict[str, Any]]:
+    """Return the epochs done of a task, as in `Trained.curve`, also while it is trained elsewhere."""
+    try:
+        entries: list[dict[str, Any]] = Directory(task.out).read_json(CURVE)
+    except FileNotFoundError:
+        return []
+    return entries
+
+
+def train(task: TrainingTask, device: str = "auto", quiet: bool = True) -> Trained:
+    """Train a network and save it; goes on where an earlier call was killed, does nothing where one came to its end.
+
+    On a CPU, with as many threads, the weights are the same to the last bit whether or not it was killed in between.
 
     Args:
-        model: Model reference; training goes on from the weights it has.
-        data: Data reference.
-        splits: Splits to train on.
-        validation: Data reference and split on which accuracy is measured in the end, never trained on.
-        recipe: How to train.
-        out: Directory or URI for ``network.pt`` and, written last, ``training.json``.
+        task: What to train, and where to save it.
         device: ``auto``, ``cpu`` or ``cuda``, of this process.
         quiet: Whether to show no progress.
 
     Raises:
-        UsageError: the network cannot be trained, or ``out`` holds one that was trained otherwise.
+        UsageError: the network cannot be trained, or the directory holds one that was trained otherwise.
         RaysenseError: training diverged.
     """
-    folder = Directory(out)
-    loaded = load_model(model, resolve_device(device))
-    task: dict[str, Any] = {"model": loaded.fingerprint, **vars(recipe)}
-    examples, task["data"] = _open(data, splits, loaded.preprocessing)
-    held_out, task["validation data"] = (None, None)
-    if validation is not None:
-        held_out, task["validation data"] = _open(validation[0], validation[1:], loaded.preprocessing)
-    if any(isinstance(part, ExportedModel) for part in loaded.module.modules()):
-        raise UsageError(f"model {model!r} is an exported program, which cannot be trained; use --epochs 0 to scan it")
-    if len(examples) < 2:
-        raise UsageError(f"data {data!r}: there is one image only; training needs two or more")
-    if folder.exists(RECORD):
-        record = folder.read_json(RECORD)
-        _check_same(record["task"], task, folder)
-    else:
-        record = {"task": task, **_train(loaded, examples, held_out, recipe, resolve_device(device), quiet)}
-        buffer = io.BytesIO()
-        torch.save({key: value.cpu() for key, value in loaded.module.state_dict().items()}, buffer)
-        folder.write(WEIGHTS, buffer.getvalue())
-        folder.write_json(RECORD, record)
-    return Trained(trained_reference(model, out), record["loss"], record["accuracy"], record["unreadable"])
+    lesson = _Lesson(task, resolve_device(device))
+    return lesson.finished() or lesson.train(quiet)
 
 
-class _Examples(Dataset[tuple[Tensor, int] | None]):
-    """Decoded images with their labels; None where an image cannot be read."""
+class _Lesson:
+    """A task with its network and its data opened, on a device."""
 
-    def __init__(self, decoder: SampleDecoder, labels: list[int]) -> None:
-        self.decoder = decoder
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int] | None:
-        try:
-            return self.decoder.decode(row), self.labels[row]
-        except SampleError:
-            return None  # counted by `_Feed`, and a row with an error in the scan that follows
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether reading an image is cheap."""
-        return self.decoder.reader.in_memory
-
-
-class _Feed:
-    """Batches of examples on a device, in an order drawn from a generator; counts what could not be read."""
-
-    def __init__(self, examples: _Examples, batch_size: int, device: str, order: torch.Generator | None) -> None:
-        loaders = 0 if examples.in_memory else min(_MOST_LOADERS, local_cpus())
-        # One image left over would be a batch without variance for batch normalisation.
-        self._loader = DataLoader(
-            examples,
-            batch_size=batch_size,
-            shuffle=order is not None,
-            generator=order,
-            drop_last=order is not None and len(examples) > batch_size,
-            num_workers=loaders,
-            # Forking a process with threads and an open device is unsafe.
-            multiprocessing_context="forkserver" if loaders else None,
-            persistent_workers=loaders > 0,
-            collate_fn=_collate,
-        )
+    def __init__(self, task: TrainingTask, device: str) -> None:
+        self._task = task
+        self._recipe = recipe = task.recipe
         self._device = device
-        self.unreadable = 0
+        self._folder = Directory(task.out)
+        self._model = loaded = load_model(task.model, device)
+        identity: dict[str, Any] = {"model": loaded.fingerprint, **recipe.as_dict()}
+        examples, identity["data"] = open_examples(task.data, task.splits, loaded.preprocessing)
+        self._held_out: Examples | None = None
+        identity["validation data"] = None
+        if task.validation is not None:
+            data, split = task.validation
+            self._held_out, identity["validation data"] = open_examples(data, (split,), loaded.preprocessing)
+        elif recipe.keep == "best":
+            raise UsageError("validation: the best epoch is asked for, and nothing to tell it by; name a split")
+        if any(isinstance(part, ExportedModel) for part in loaded.module.modules()):
+            raise UsageError(
+                f"model {task.model!r} is an exported program, which cannot be trained; use --epochs 0 to scan it"
+            )
+        if len(examples) < 2:
+            raise UsageError(f"data {task.data!r}: there is one image only; training needs two or more")
+        self._examples = examples.with_shuffled_labels(recipe.seed) if recipe.shuffled_labels else examples
+        self._identity = identity
 
-    def __len__(self) -> int:
-        return len(self._loader)
+    def finished(self) -> Trained | None:
+        """What the directory holds; UsageError where that was trained otherwise."""
+        if not self._folder.exists(RECORD):
+            return None
+        record = self._folder.read_json(RECORD)
+        _check_same(record.pop("task"), self._identity, self._folder)
+        self._folder.delete(CHECKPOINT)
+        reference = trained_reference(self._task.model, self._task.out)
+        return Trained(reference, **record, curve=tuple(curve(self._task)))
 
-    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
-        self.unreadable = 0
-        for images, labels, unreadable in self._loader:
-            self.unreadable += unreadable
-            if len(labels):
-                yield as_float(images, self._device), labels.to(self._device)
+    def train(self, quiet: bool) -> Trained:
+        """Train, a checkpoint after every epoch; then save the network used and the record."""
+        module, recipe = self._model.module, self._recipe
+        feed = Feed(self._examples, recipe.batch_size, self._device, recipe.seed)
+        devices = [torch.cuda.current_device()] if self._device == "cuda" else []
+        with torch.random.fork_rng(devices=devices), progress_callback("training", quiet) as tell:
+            _make_trainable(self._model)
+            training = Training(module, recipe.method, recipe.epochs, len(feed))
+            progress = self._resumed(training)
+            try:
+                while training.done < recipe.epochs:
+                    began = time.perf_counter()
+                    torch.manual_seed(epoch_seed(recipe.seed, training.done))
+                    module.train()
+                    epoch = training.epoch(feed(training.done), tell)
+                    module.eval()
+                    entry = {
+                        "epoch": training.done,
+                        "learning_rate": epoch.learning_rate,
+                        "loss": epoch.loss,
+                        "train_accuracy": epoch.accuracy,
+                        "validation_accuracy": self._accuracy(self._held_out),
+                        "seconds": time.perf_counter() - began,
+                        "unreadable": feed.unreadable,
+                    }
+                    progress.add(module, entry)
+                    state = {"task": self._identity, "training": training.state(), **vars(progress)}
+                    self._folder.write(CHECKPOINT, _bytes(state))
+                    self._folder.write_json(CURVE, progress.curve)
+            except FloatingPointError as error:
+                mend = f"lower --learning-rate {recipe.method.learning_rate:g}"
+                raise RaysenseError(f"training diverged ({error}); {mend}") from error
+            finally:
+                module.eval().requires_grad_(False)
+            return self._saved(progress)
 
-
-def _collate(items: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor, int]:
-    """Stack what could be read; the last number is how many items could not."""
-    read = [item for item in items if item is not None]
-    images = torch.stack([image for image, _ in read]) if read else torch.zeros(0)
-    return images, torch.tensor([label for _, label in read], dtype=torch.int64), len(items) - len(read)
-
-
-def _train(
-    loaded: LoadedModel, examples: _Examples, held_out: _Examples | None, recipe: Recipe, device: str, quiet: bool
-) -> dict[str, Any]:
-    """Train in place; returns loss, accuracy and the number of unreadable samples."""
-    module = loaded.module
-    feed = _Feed(examples, recipe.batch_size, device, torch.Generator().manual_seed(recipe.seed))
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), progress_callback("training", quiet) as tell:
-        torch.manual_seed(recipe.seed)
-        _make_trainable(loaded)
-        module.train()
+    def _resumed(self, training: Training) -> _Progress:
+        """Bring a training to where its last checkpoint was."""
+        if not self._folder.exists(CHECKPOINT):
+            return _Progress(self._recipe.keep)
         try:
-            loss = fit(module, feed, recipe.epochs, len(feed), recipe.learning_rate, tell)
-        except FloatingPointError as error:
-            raise RaysenseError(
-                f"training diverged ({error}); lower --learning-rate {recipe.learning_rate:g}"
-            ) from error
-        finally:
-            module.eval().requires_grad_(False)
-        right = None if held_out is None else accuracy(module, _Feed(held_out, recipe.batch_size, device, None)())
-    return {"loss": loss, "accuracy": right, "unreadable": feed.unreadable}
+            state = _read(self._folder, CHECKPOINT)
+        except Exception as error:  # a damaged file can raise anything
+            place = f"{self._folder.location}/{CHECKPOINT}"
+            raise UsageError(f"{place} cannot be loaded ({first_line(error)}); remove it to train anew") from error
+        _check_same(state.pop("task"), self._identity, self._folder)
+        training.restore(state.pop("training"))
+        return _Progress(**state)
+
+    def _saved(self, progress: _Progress) -> Trained:
+        """Save the network that is used, and the record last; what going on needed is removed."""
+        module, folder, last = self._model.module, self._folder, progress.curve[-1]
+        used = last
+        if progress.weights is not None:
+            used = progress.curve[progress.best - 1]
+            if used is not last:
+                folder.write(LAST, _bytes(_weights(module)))
+            module.load_state_dict(progress.weights)
+        folder.write(WEIGHTS, _bytes(_weights(module)))
+        record = {
+            "loss": last["loss"],
+            "accuracy": used["validation_accuracy"],
+            "unreadable": last["unreadable"],
+            "train_accuracy": self._accuracy(self._examples),
+            "epoch": used["epoch"],
+        }
+        folder.write_json(CURVE, progress.curve)
+        folder.write_json(RECORD, {"task": self._identity, **record})
+        result = self.finished()
+        assert result is not None, "the record has just been written"
+        return result
+
+    def _accuracy(self, examples: Examples | None) -> float | None:
+        if examples is None:
+            return None
+        return accuracy(self._model.module, Feed(examples, self._recipe.batch_size, self._device)())
+
+
+@dataclass
+class _Progress:
+    """The epochs so far, and the best network among them where it is asked for.
+
+    Attributes:
+        keep: The network of which epoch is used.
+        curve: One entry an epoch.
+        best: The epoch, from 1, of the best network; 0 before the first.
+        weights: Its weights.
+    """
+
+    keep: str
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    best: int = 0
+    weights: dict[str, Tensor] | None = None
+
+    def add(self, module: nn.Module, entry: dict[str, Any]) -> None:
+        """Note an epoch, and the weights after it where they are the best."""
+        self.curve.append(entry)
+        if self.keep != "best":
+            return
+        if not self.best or entry["validation_accuracy"] > self.curve[self.best - 1]["validation_accuracy"]:
+            self.best, self.weights = entry["epoch"], _weights(module)
 
 
 def _make_trainable(loaded: LoadedModel) -> None:
@@ -230,34 +238,27 @@ def _make_trainable(loaded: LoadedModel) -> None:
         parameter.requires_grad_(name in loaded.trainable)
 
 
-def accuracy(module: nn.Module, batches: Batches) -> float:
-    """Return the fraction of samples whose label has the largest logit; NaN without samples."""
-    right, seen = 0, 0
-    with torch.no_grad():
-        for images, labels in batches:
-            right += int((module(images).argmax(1) == labels).sum())
-            seen += len(labels)
-    return right / seen if seen else float("nan")
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict, on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
 
 
-def _open(data: str, splits: Sequence[str], geometry: Preprocessing | None) -> tuple[_Examples, str]:
-    """Open splits of a data set; returns its fingerprint too. Images of another size than the first count as unreadable."""
-    source = open_data(data, splits)
-    listing = source.list()
-    decoder = SampleDecoder(source.reader(listing.table), source.preprocessing or geometry, None)
-    examples = _Examples(decoder, listing.table["label"].to_pylist())
-    first = next((item for item in map(examples.__getitem__, range(min(_PROBED, len(examples)))) if item), None)
-    if first is None:
-        raise UsageError(f"data {data!r}: none of the first {_PROBED} samples can be read; check the files")
-    examples.decoder = replace(decoder, shape=tuple(first[0].shape))
-    return examples, listing.fingerprint
+def _bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _read(folder: Directory, name: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(folder.read(name)), map_location="cpu", weights_only=True)
+    return state
 
 
 def _check_same(saved: dict[str, Any], task: dict[str, Any], folder: Directory) -> None:
     """Refuse a directory whose network was trained otherwise."""
-    for key, now in task.items():
-        if saved.get(key) != now:
+    for key in (*task, *(saved.keys() - task.keys())):
+        if saved.get(key) != task.get(key):
             raise UsageError(
                 f"out {folder.location!r} holds a network trained with another {key.replace('_', ' ')} (it was "
-                f"{str(saved.get(key))[:12]}, is {str(now)[:12]}); name another directory"
+                f"{str(saved.get(key))[:12]}, is {str(task.get(key))[:12]}); name another directory"
             )
