@@ -79,7 +79,7 @@ def test_coarse_sums_are_within_their_bound() -> None:
     coarse = CoarseSums(weight)
     found = coarse.of(inputs)
     assert found is not None
-    wrong = (found - inputs @ weight.T).abs()
+    wrong = (found.double() - inputs @ weight.T).abs()
     assert (wrong <= coarse.roundoff * torch.outer(inputs.norm(dim=1), weight.norm(dim=1)) + coarse.slack).all()
     assert wrong.max() > 0
     assert coarse.of(inputs * 2.0**100) is None

@@ -81,12 +81,12 @@ def test_equals_the_dense_definition(threshold: str, positions: str, shape: tupl
 def test_wide_layers_whose_sums_are_coarse_first() -> None:
     """Sums from nothing to far beyond what single precision can tell, among them exact zeros and ties."""
     generator = torch.Generator().manual_seed(6)
-    weight, columns = torch.randn(1, 50, 600, generator=generator), torch.randn(30, 1, 600, 1, generator=generator)
-    # Row after row closer to orthogonal to the first ten observations, down to 2^-40 of where it began.
-    basis = torch.linalg.qr(columns[:10, 0, :, 0].double().T)[0]
-    for row in range(50):
+    weight, columns = torch.randn(1, 16, 600, generator=generator), torch.randn(12, 1, 600, 1, generator=generator)
+    # Row after row closer to orthogonal to the observations, as far as single precision goes.
+    basis = torch.linalg.qr(columns[:, 0, :, 0].double().T)[0]
+    for row in range(16):
         part = weight[0, row].double()
-        weight[0, row] = (part - (1 - 2.0 ** (-row)) * (basis @ (basis.T @ part))).float()
+        weight[0, row] = (part - (1 - 4.0 ** (-row)) * (basis @ (basis.T @ part))).float()
     weight[0, 7, 300:] = -weight[0, 7, :300]
     columns[:5, 0, 300:] = columns[:5, 0, :300]
     columns[6, 0, :, 0] *= 1e-30

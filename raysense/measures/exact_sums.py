@@ -72,14 +72,14 @@ class CoarseSums:
         """What may be lost to products below the smallest float32."""
 
     def of(self, inputs: Tensor) -> Tensor | None:
-        """Sums [B, O], float64, of inputs [B, I] that float32 has; None where a product exceeds the largest float32.
+        """Sums [B, O], float32, of inputs [B, I] that float32 has; None where a product exceeds the largest float32.
 
         They are wrong by at most ``roundoff`` times the product of the norms, plus ``slack``.
         """
         total = inputs.new_zeros((len(inputs), self._blocks[0].shape[1]), dtype=torch.float32)
         for part, block in zip(inputs.float().split(self._BLOCK, dim=1), self._blocks, strict=True):
             total.addmm_(part, block)
-        return total.double() if bool(total.isfinite().all()) else None
+        return total if bool(total.isfinite().all()) else None
 
 
 def once(inputs: Tensor, at: Tensor, of: Tensor) -> tuple[Tensor, Tensor, Tensor]:

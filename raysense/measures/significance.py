@@ -43,6 +43,8 @@ Positions = Literal["each", "any", "first"]
 WORKING_BYTES = 2**26
 _COARSE_FROM = 512
 """Inputs of a row from which sums in single precision come first."""
+_ROOM = 1 + 2.0**-20
+"""For the rounding of bounds that are in single precision."""
 _MANY = 64
 """Doubtful pairs from which it pays to ask whether weights and inputs are so coarse that nothing was rounded."""
 
@@ -179,12 +181,13 @@ class _Rows:
             estimate = (inputs.abs() if self.absolute else inputs) @ self._summed.T
         scale = norms * (self._roundoff if coarse is None else coarse.roundoff)
         # Beyond this the sign is certain, and no entry of the row exceeds its threshold.
-        margin = torch.outer(2 * scale, self._norms)
-        margin.addr_(peaks, self._reach)
+        kind = estimate.dtype
+        margin = torch.outer((2 * _ROOM * scale).to(kind), self._norms.to(kind))
+        margin.addr_((_ROOM * peaks).to(kind), self._reach.to(kind))
         if coarse is not None:
             margin += 2 * coarse.slack
         at, of = (estimate.abs() <= margin).nonzero(as_tuple=True)
-        total, error = estimate[at, of], scale[at] * self._norms[of]
+        total, error = estimate[at, of].double(), scale[at] * self._norms[of]
         again = (
             torch.arange(len(at), device=at.device) if coarse is not None else (total.abs() <= error).nonzero()[:, 0]
         )
