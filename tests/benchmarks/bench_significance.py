@@ -33,6 +33,7 @@ from raysense.scans._significance_rows import significance_table
 
 CLASSES, SAMPLES, INPUTS, OUTPUTS = 1000, 50, 2048, 1000
 ROUNDS = 5
+COUNTED = 8
 SMOOTHING = 0.5
 BLOCK_ROWS = 25
 MIB = 2**20
@@ -73,29 +74,23 @@ def plain_counts(weight: np.ndarray, activations: np.ndarray) -> np.ndarray:
     return counts
 
 
-def counting(weight: Tensor, activations: list[Tensor]) -> list[Verdict]:
-    """Our count of a class against the dense comparison, one thread each."""
-    print_title(f"counting the {INPUTS * OUTPUTS:,} paths of {SAMPLES} samples, one thread")
+def counting(weight: Tensor, classes: list[Tensor]) -> list[Verdict]:
+    """Our counts of some classes against the dense comparison, one thread each."""
+    print_title(f"counting the {INPUTS * OUTPUTS:,} paths of {len(classes)} classes of {SAMPLES} samples, one thread")
     counter = PathCounter(weight[None])
-    turn = {"ours": 0}
     exact = weight.double().numpy()
 
-    def ours() -> PathCounts:
-        turn["ours"] += 1
-        return _counted(counter, activations[(turn["ours"] - 1) % len(activations)]).counts()
+    def ours() -> list[PathCounts]:
+        return [_counted(counter, activations).counts() for activations in classes]
 
-    def dense(count: Callable[[np.ndarray, np.ndarray], np.ndarray], name: str) -> np.ndarray:
-        turn[name] += 1
-        return count(exact, activations[(turn[name] - 1) % len(activations)].double().numpy())
+    def dense(count: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        return [count(exact, activations.double().numpy()) for activations in classes]
 
-    sides = {
-        "dense, as defined": partial(dense, plain_counts, "dense, as defined"),
-        "dense, in place": partial(dense, dense_counts, "dense, in place"),
-    }
-    turn |= dict.fromkeys(sides, 0)
-    assert all((_counted(counter, activations[0]).counts().dense() == side()).all() for side in sides.values())
+    sides = {"dense, as defined": partial(dense, plain_counts), "dense, in place": partial(dense, dense_counts)}
+    for side in sides.values():
+        assert all((mine.dense() == theirs).all() for mine, theirs in zip(ours(), side(), strict=True))
     seconds = interleaved({**sides, "ours": ours}, ROUNDS, time.process_time)
-    print_sides(seconds, SAMPLES, "ms/sample")
+    print_sides(seconds, len(classes) * SAMPLES, "ms/sample")
     return [verdict for name in sides for verdict in print_ratio(seconds, name, "ours", 50)]
 
 
@@ -152,7 +147,7 @@ def main() -> list[Verdict]:
     """Counting, bytes, and the KL matrix of 1000 classes, in one run."""
     torch.set_num_threads(1)
     weight, classes = layer_and_activations()
-    some = [activations for activations, _ in zip(classes, range(3), strict=False)]
+    some = [activations for activations, _ in zip(classes, range(COUNTED), strict=False)]
     verdicts = counting(weight, some)
     with tempfile.TemporaryDirectory() as folder:
         print_title(f"all {CLASSES} classes counted and stored")
