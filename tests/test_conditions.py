@@ -403,3 +403,39 @@ def _task(out: Path, condition: str) -> TrainingTask:
     if condition == "shuffled":
         recipe = replace(recipe, shuffled_labels=True, keep="last")
     return TrainingTask(TINY, "digits", ("train",), ("digits", "test"), recipe, str(out / "networks" / condition))
+
+
+def test_what_a_training_saw_is_part_of_what_it_is(tmp_path: Path) -> None:
+    """The same files at another size, or another shift under a class map, are another training."""
+    (tmp_path / "map.toml").write_text('classes = ["low", "high"]\n[map]\nlow = ["0", "1"]\nhigh = ["2"]\n')
+    shift = f"raysense.studies.shifts:Shifted?data=digits&split=test&class_map={tmp_path}/map.toml&noise"
+    found = [
+        open_examples(data, (), None)[1] for data in ("digits", "digits?resize=16", f"{shift}=0.1", f"{shift}=0.2")
+    ]
+    assert len(set(found)) == 4
+
+
+def test_a_network_that_has_nothing_to_train_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "frozen.py").write_text(
+        "from raysense.studies.networks import plain\ndef frozen(): return plain(width=4).requires_grad_(False)\n"
+    )
+    recipe = Recipe(1, 32, Sgd(0.01), 0)
+    with pytest.raises(UsageError, match="none of its parameters requires gradients"):
+        train(TrainingTask(f"{tmp_path}/frozen.py:frozen", "digits", ("test",), None, recipe, str(tmp_path / "out")))
+
+
+def test_a_lost_network_is_trained_again(tmp_path: Path) -> None:
+    recipe = Recipe(1, 64, Sgd(0.01), 0)
+    task = TrainingTask("raysense.studies.networks:plain?width=4", "digits", ("test",), None, recipe, str(tmp_path))
+    first = train(task)
+    weights = (tmp_path / "network.pt").read_bytes()
+    (tmp_path / "network.pt").unlink()
+    assert finished(task) is None
+    again = train(task)
+    assert again.loss == first.loss
+    assert (tmp_path / "network.pt").read_bytes() == weights
+
+
+def test_data_in_distribution_keep_their_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the name in-distribution is taken"):
+        run_conditions(tmp_path, {"ood": ("in-distribution=digits",)}, {}, quiet=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysense.api import status
 from raysense.query.display import print_result
 from raysense.references import absolute_reference
 from raysense.studies.recipes import Recipe, Trained, TrainingTask
@@ -151,8 +152,12 @@ class Conditions:
         for run in self._runs:
             directory = self._workspace.scan(run.name, kind=_KIND, **self._spec(run, models[run.condition]))
             self.directories.append(directory)
-            if self._plan.activations:
-                self.directories.append(self._workspace.scan(f"{run.name}-ablations", kind="ablations", of=directory))
+            if not self._plan.activations:
+                continue
+            if status(directory).committed < status(directory).units:
+                self._workspace.say(f"ablations of {directory} are left out until it is complete")
+                continue
+            self.directories.append(self._workspace.scan(f"{run.name}-ablations", kind="ablations", of=directory))
         return self.directories
 
     def show_training(self) -> None:

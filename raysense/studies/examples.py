@@ -50,7 +50,7 @@ class Examples(Dataset[tuple[Tensor, int] | None]):
 
 
 def open_examples(data: str, splits: Sequence[str], geometry: Preprocessing | None) -> tuple[Examples, str]:
-    """Open splits of a data set; returns its fingerprint too. Images of another size than the first count as unreadable.
+    """Open splits of a data set; returns a fingerprint too. Images of another size than the first are unreadable.
 
     Args:
         data: Data reference.
@@ -68,7 +68,9 @@ def open_examples(data: str, splits: Sequence[str], geometry: Preprocessing | No
     if first is None:
         raise UsageError(f"data {data!r}: none of the first {_PROBED} samples can be read; check the files")
     examples.decoder = replace(decoder, shape=tuple(first[0].shape))
-    return examples, listing.fingerprint
+    applied = decoder.preprocessing
+    seen = listing.fingerprint if applied is None else f"{listing.fingerprint} {applied.as_dict()}"
+    return examples, hashlib.sha256(seen.encode()).hexdigest()
 
 
 class Feed:

@@ -111,8 +111,9 @@ class Shifted(DataSource):
         return replace(listing, fingerprint=digest.hexdigest())
 
     def list_split(self, split: str | None, progress: Progress) -> SplitListing:
-        """List one split of the other data."""
-        return self._base.list_split(split, progress)
+        """List one split of the other data; the shift enters its content."""
+        part = self._base.list_split(split, progress)
+        return replace(part, content=hashlib.sha256(part.content + repr(self._shift).encode()).digest())
 
     def reader(self, table: pa.Table) -> ImageReader:
         """Return a reader that shifts what the other data's reader reads."""

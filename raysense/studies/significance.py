@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raysense.errors import UsageError
 from raysense.scans.sampled import split_text
 from raysense.scans.significance import SignificanceSpec
-from raysense.studies.conditions import Conditions, Plan
+from raysense.studies.conditions import IN_DISTRIBUTION, Conditions, Plan
 from raysense.studies.recipes import Recipe
 from raysense.studies.shifts import shifted_reference
 from raysense.studies.study import Workspace
@@ -44,7 +44,9 @@ class ConditionOptions(BaseModel):
     )
     data: str = Field("digits", description=str(_SPEC["data"].description))
     split: str | None = Field(None, description="splits to scan, separated by commas; none takes the data's default")
-    train_split: str = Field("train", description="splits to train on, separated by commas")
+    train_split: str = Field(
+        "train", description="splits to train on, separated by commas; empty for data without splits"
+    )
     validation: str | None = Field(
         None,
         description="split for the accuracy after every epoch; of the network trained on the true labels the epoch with "
@@ -144,7 +146,7 @@ def _named(texts: tuple[str, ...]) -> dict[str, str]:
         name, equals, reference = text.partition("=")
         if not equals or not _NAME.fullmatch(name):
             raise UsageError(f"ood {text!r} has no name; write NAME=REFERENCE, a name of letters, digits, _, . and -")
-        if name in named or name.endswith("ablations"):
+        if name in named or name == IN_DISTRIBUTION or name.endswith("ablations"):
             raise UsageError(f"ood {text!r}: the name {name} is taken; choose another one")
         named[name] = reference
     return named

@@ -112,7 +112,11 @@ class _Lesson:
             raise UsageError("validation: the best epoch is asked for, and nothing to tell it by; name a split")
         if any(isinstance(part, ExportedModel) for part in loaded.module.modules()):
             raise UsageError(
-                f"model {task.model!r} is an exported program, which cannot be trained; use --epochs 0 to scan it"
+                f"model {task.model!r} is an exported program, which cannot be trained; name the network's own factory"
+            )
+        if not loaded.trainable:
+            raise UsageError(
+                f"model {task.model!r} cannot be trained: none of its parameters requires gradients; leave some trainable"
             )
         if len(examples) < 2:
             raise UsageError(f"data {task.data!r}: there is one image only; training needs two or more")
@@ -121,7 +125,7 @@ class _Lesson:
 
     def finished(self) -> Trained | None:
         """What the directory holds; UsageError where that was trained otherwise."""
-        if not self._folder.exists(RECORD):
+        if not self._folder.exists(RECORD) or not self._folder.exists(WEIGHTS):
             return None
         record = self._folder.read_json(RECORD)
         _check_same(record.pop("task"), self._identity, self._folder)
