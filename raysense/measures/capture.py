@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.elementwise import WholeUse
 from raysense.measures.gradients import in_best_layout, laid_out_like, requiring_grad
-from raysense.measures.noting import compare_batches, whole_piece
+from raysense.measures.noting import compare_batches, whole_piece, whole_pieces
 from raysense.measures.recorder import Pusher, Recorder
 from raysense.measures.tape import Tape
 from raysense.measures.uses import Layout, LinearUse, Piece, Use
@@ -148,7 +148,7 @@ class ParameterCapture:
         return in_best_layout(images, work)
 
     def _pieces(self) -> dict[int, Piece]:
-        return {id(value): whole_piece(name, value) for name, value in self.parameters.items()}
+        return whole_pieces(self.parameters)
 
     def _whole_use(self, name: str) -> Use:
         value = self.parameters[name]
@@ -171,7 +171,7 @@ class ParameterCapture:
 
     def _find_layouts(self, images: Tensor, recorder: Recorder) -> None:
         """Where the samples are in the operators' tensors."""
-        found = compare_batches(self.module, self._pieces, images, self._overwritten)
+        found = compare_batches(self.module, self._pieces(), images, self._overwritten)
         self._signature, self._layouts = found.signature, found.layouts
         self.batchable = found.separable and found.signature == recorder.signature
 

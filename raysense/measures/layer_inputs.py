@@ -6,13 +6,13 @@ attention, in functional code and in exported programs, where no module could be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from raysense.measures.noting import Batches, Noted, compare_batches, note_uses, whole_piece
+from raysense.measures.noting import Batches, Noted, compare_batches, note_uses, whole_pieces
 from raysense.measures.uses import ConvUse, Layout, LinearUse, Piece, Use
 
 
@@ -57,8 +57,8 @@ def find_layers(module: nn.Module, image: Tensor) -> list[LinearLayer]:
         module: Maps images [N, C, H, W] to logits [N, K]; its parameters do not require grad.
         image: [1, C, H, W].
     """
-    names = [name for name, value in module.named_parameters() if value.ndim >= 2 and value.numel()]
-    noted = note_uses(module, _pieces(module, names), image, lambda index: Layout(1, None), set(), everywhere=True)
+    weights = {name: value for name, value in module.named_parameters() if value.ndim >= 2 and value.numel()}
+    noted = note_uses(module, whole_pieces(weights), image, lambda index: Layout(1, None), set(), everywhere=True)
     found: dict[Piece, LinearLayer] = {}
     different: set[Piece] = set()
     for use in _weight_uses(noted.uses):
@@ -72,7 +72,7 @@ def find_layers(module: nn.Module, image: Tensor) -> list[LinearLayer]:
             continue
         operator = "linear" if isinstance(use, LinearUse) else "convolution"
         found[use.weight] = LinearLayer(
-            _layer_name(module, use.weight), use.weight, operator, groups, outputs, inputs, positions
+            _layer_name(use.weight, weights), use.weight, operator, groups, outputs, inputs, positions
         )
     layers = [layer for piece, layer in found.items() if piece not in different]
     names = [layer.name for layer in layers]
@@ -90,7 +90,8 @@ class LayerInputs:
     def __init__(self, module: nn.Module, layers: Sequence[LinearLayer]) -> None:
         self.module = module
         self.layers = tuple(layers)
-        self._names = sorted({layer.piece.parameter for layer in layers})
+        parameters = dict(module.named_parameters())
+        self._pieces = whole_pieces({layer.piece.parameter: parameters[layer.piece.parameter] for layer in layers})
         self._overwritten: set[int] = set()
         self._batches: Batches | None = None
         self._shape: tuple[int, ...] | None = None
@@ -104,7 +105,7 @@ class LayerInputs:
             The activations of consecutive samples; together those of all.
         """
         if self._batches is None or tuple(images.shape[1:]) != self._shape:
-            self._batches = compare_batches(self.module, self._make_pieces, images, self._overwritten, everywhere=True)
+            self._batches = compare_batches(self.module, self._pieces, images, self._overwritten, everywhere=True)
             self._shape = tuple(images.shape[1:])
         if len(images) > 1 and self._batches.separable:
             noted = self._noted(images, self._batches.layouts)
@@ -119,16 +120,13 @@ class LayerInputs:
             return Layout(len(images), *(known or (None,)))
 
         def note() -> Noted:
-            return note_uses(self.module, self._make_pieces(), images, layout, self._overwritten, everywhere=True)
+            return note_uses(self.module, self._pieces, images, layout, self._overwritten, everywhere=True)
 
         noted = note()
         if changed := noted.recorder.overwritten() - self._overwritten:
             self._overwritten |= changed
             noted = note()
         return noted
-
-    def _make_pieces(self) -> dict[int, Piece]:
-        return _pieces(self.module, self._names)
 
     def _activations(self, noted: Noted, samples: int) -> Activations:
         uses: dict[Piece, list[LinearUse | ConvUse]] = {layer.piece: [] for layer in self.layers}
@@ -185,14 +183,9 @@ def _weight_uses(uses: Iterable[Use]) -> Iterator[LinearUse | ConvUse]:
             yield use
 
 
-def _pieces(module: nn.Module, names: Iterable[str]) -> dict[int, Piece]:
-    parameters = dict(module.named_parameters())
-    return {id(parameters[name]): whole_piece(name, parameters[name]) for name in names}
-
-
-def _layer_name(module: nn.Module, piece: Piece) -> str:
+def _layer_name(piece: Piece, weights: Mapping[str, Tensor]) -> str:
     name = piece.parameter
     for ending in (".weight", "_weight"):
         name = name.removesuffix(ending)
-    whole = dict(module.named_parameters())[piece.parameter].shape[0] == piece.stop - piece.start
+    whole = len(weights[piece.parameter]) == piece.stop - piece.start
     return name if whole else f"{name}[{piece.start}:{piece.stop}]"

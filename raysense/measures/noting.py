@@ -82,21 +82,17 @@ class Batches:
 
     def fits(self, recorder: Recorder, samples: int) -> bool:
         """Whether a pass of so many samples used the parameters as one image did, every sample as much as any other."""
-        if recorder.signature != self.signature:
+        if not self.separable or recorder.signature != self.signature:
             return False
-        for use, layout, shape in zip(recorder.uses, self.layouts, self.shapes, strict=True):
-            expected = list(shape)
-            if layout is None:
-                return False
-            expected[layout[0]] *= samples
-            if tuple(use.input.shape) != tuple(expected):
-                return False
-        return True
+        return all(
+            use.input.shape == _stretched(shape, layout, samples)
+            for use, layout, shape in zip(recorder.uses, self.layouts, self.shapes, strict=True)
+        )
 
 
 def compare_batches(
     module: nn.Module,
-    pieces: Callable[[], Mapping[int, Piece]],
+    pieces: Mapping[int, Piece],
     images: Tensor,
     overwritten: set[int],
     everywhere: bool = False,
@@ -105,7 +101,7 @@ def compare_batches(
 
     Args:
         module: The network.
-        pieces: Gives the parameters by the id of their tensor.
+        pieces: The parameters by the id of their tensor.
         images: [N, C, H, W], whose shape and type the noise has.
         overwritten: As for :func:`note_uses`.
         everywhere: As for :func:`note_uses`.
@@ -113,12 +109,22 @@ def compare_batches(
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((2, *images.shape[1:]), generator=generator, dtype=torch.float64).to(images)
     alone, both = (
-        note_uses(module, pieces(), batch, lambda index: Layout(1, None), overwritten, everywhere).recorder
+        note_uses(module, pieces, batch, lambda index: Layout(1, None), overwritten, everywhere).recorder
         for batch in (noise[:1], noise)
     )
     layouts = [find_samples(one, two) for one, two in zip(alone.uses, both.uses, strict=False)]
     shapes = [tuple(use.input.shape) for use in alone.uses]
     return Batches(layouts, list(alone.signature), shapes, alone.signature == both.signature)
+
+
+def _stretched(shape: tuple[int, ...], layout: tuple[int, bool] | None, samples: int) -> tuple[int, ...]:
+    """The shape for one image, as it is for several."""
+    return tuple(size * samples if layout and axis == layout[0] else size for axis, size in enumerate(shape))
+
+
+def whole_pieces(parameters: Mapping[str, Tensor]) -> dict[int, Piece]:
+    """Parameters, each as one piece, by the id of their tensor."""
+    return {id(value): whole_piece(name, value) for name, value in parameters.items()}
 
 
 def whole_piece(name: str, parameter: Tensor) -> Piece:

@@ -79,18 +79,17 @@ class ClassSums:
 
     def __init__(self, layers: Sequence[LinearLayer], kept: frozenset[int]) -> None:
         self._layers, self._kept = layers, kept
-        self._activation_sums: list[NDArray[np.float64]] = [np.zeros(0) for _ in layers]
+        self._activation_sums: list[NDArray[np.float64]] = [np.zeros(()) for _ in layers]
         self._observations = [0] * len(layers)
         self._samples = 0
-        self._outputs: list[NDArray[np.float64]] = []
+        self._outputs: NDArray[np.float64] = np.zeros(())
         self._activations: list[tuple[int, str, NDArray[np.float32]]] = []
 
     def add_activations(self, layer: int, row: int, columns: Tensor) -> None:
         """Add one sample: the inputs of a layer [G, I, T], float64."""
         total = columns.sum(-1).flatten().cpu().numpy()
         # Sample by sample, so that the sum does not depend on how samples are grouped.
-        earlier = self._activation_sums[layer]
-        self._activation_sums[layer] = earlier + total if earlier.size else total
+        self._activation_sums[layer] = self._activation_sums[layer] + total
         positions = columns.shape[-1]
         self._observations[layer] += positions
         if row in self._kept:
@@ -102,7 +101,7 @@ class ClassSums:
             log_p = torch.log_softmax(row, dim=0).numpy()
             p = np.exp(log_p)
             found = np.stack((p, log_p, np.where(p > 0, p * log_p, 0.0)))
-            self._outputs = [found if not self._outputs else self._outputs[0] + found]
+            self._outputs = self._outputs + found
             self._samples += 1
 
     def tables(self, listing: pa.Table, label: int, split: str) -> Mapping[str, pa.Table]:
@@ -119,7 +118,7 @@ class ClassSums:
             {**common, "layer": layer.name, "n_observations": seen, "activation_sum": total}
             for layer, seen, total in zip(self._layers, self._observations, self._activation_sums, strict=True)
         ]
-        p, log_p, p_log_p = self._outputs[0]
+        p, log_p, p_log_p = self._outputs
         outputs = {**common, "p_sum": p, "log_p_sum": log_p, "p_log_p_sum": float(p_log_p.sum())}
         kept = [
             {**whose, "sample_id": listing["sample_id"][row].as_py(), "layer": layer, "activation": values}
