@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysense.api import status
 from raysense.query.display import print_result
 from raysense.references import absolute_reference
 from raysense.studies.recipes import Recipe, Trained, TrainingTask
@@ -118,6 +117,7 @@ class Conditions:
         ]
         self._trained: dict[str, Trained] = {}
         self.directories: list[str] = []
+        self._ablations: list[str] = []
 
     def check(self) -> None:
         """Raise UsageError where the untrained network cannot be scanned on all the data: nothing is computed."""
@@ -154,10 +154,11 @@ class Conditions:
             self.directories.append(directory)
             if not self._plan.activations:
                 continue
-            if status(directory).committed < status(directory).units:
+            if directory in self._workspace.incomplete:
                 self._workspace.say(f"ablations of {directory} are left out until it is complete")
                 continue
-            self.directories.append(self._workspace.scan(f"{run.name}-ablations", kind="ablations", of=directory))
+            self._ablations.append(self._workspace.scan(f"{run.name}-ablations", kind="ablations", of=directory))
+            self.directories.append(self._ablations[-1])
         return self.directories
 
     def show_training(self) -> None:
@@ -224,7 +225,7 @@ class Conditions:
 
     def show_ablations(self) -> None:
         """Print Table 3, where activations were kept."""
-        if self._plan.activations:
+        if self._ablations:
             self._show("Other distances between classes: separation and spread (Table 3)", _ABLATIONS)
 
     def _spec(self, run: _Run, model: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Workspace:
         console: Where tables are printed.
         kind: Kind of its scans.
         status: Exit status so far: 1 once units have failed.
+        incomplete: Directories of scans of which units failed.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Workspace:
         if not self.console.is_terminal:
             self.console = Console(highlight=False, width=UNBOUNDED_WIDTH)
         self.status = 0
+        self.incomplete: set[str] = set()
 
     def path(self, name: str) -> str:
         """Location of something in the directory."""
@@ -125,6 +127,7 @@ class Workspace:
                 raise RaysenseError(f"{failed}; see `raysense status {directory}`")
             self.say(f"{failed} and are missing in what follows; see `raysense status {directory}`")
             self.status = 1
+            self.incomplete.add(directory)
         return directory
 
     def scan_each(self, models: Mapping[str, str], spec: Mapping[str, Any]) -> list[str]:
