@@ -130,7 +130,7 @@ def test_report_and_export(run: Run, digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("scan influenza --out x", "'influenza' is not a scan; choose one of ablations, influence"),
+        ("scan influenza --out x", "'influenza' is not a scan; choose one of ablations, boundary, convexity, detect,"),
         ("scan influence --model digits --data digits", "Missing option '--out'"),
         ("scan influence --out {tmp}/x --data digits", "argument 'model' is missing"),
         ("scan influence --out {tmp}/x --model digits --data digits --limit many", "argument 'limit' is 'many'"),

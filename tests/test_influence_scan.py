@@ -281,7 +281,7 @@ def test_bad_input_is_one_sentence_before_anything_starts(
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UsageError, match="'influenza' is not a scan; choose one of ablations, influence"):
+    with pytest.raises(UsageError, match="'influenza' is not a scan; choose one of ablations, boundary, convexity, detect, directions, influence"):
         raysense.scan("influenza", "unused")
     with pytest.raises(UsageError, match="not a subclass"):
         get_scan("pathlib:Path")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from raysense.engine.store import Store
-from raysense.errors import RaysenseError, UsageError, first_line
+from raysense.errors import UsageError
 from raysense.models import load_model
+from raysense.scans._results import ScanResults, matrix
 from raysense.scans.ablations import AblationsSpec
 from raysense.scans.base import Prepared
 
@@ -45,7 +41,7 @@ class ClassEntry:
     units: tuple[str, ...]
 
 
-class SignificanceResults:
+class SignificanceResults(ScanResults):
     """A significance scan with its activations.
 
     Args:
@@ -56,63 +52,21 @@ class SignificanceResults:
     """
 
     def __init__(self, location: str) -> None:
-        self.store = Store.open(location)
-        self.document = self.store.document()
-        self._schemas = self.store.schemas()
-        kind = self.document["kind"]
-        if kind != "significance":
-            raise UsageError(f"of {location!r} holds a scan of kind {kind!r}; name a significance scan")
-        if "activations" not in self._schemas:
+        super().__init__(location, "significance")
+        if "activations" not in self.schemas:
             raise UsageError(
                 f"of {location!r} was run without --activations, which the ablations need; run a significance scan with "
                 "--activations 50, say, in another directory"
             )
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What scan.json says of model and data."""
-        facts: dict[str, Any] = self.document["facts"]
-        return facts
-
-    @property
-    def model(self) -> str:
-        """Reference of the model."""
-        return str(self.document["spec"]["model"])
-
-    @property
     def layers(self) -> list[str]:
         """Names of the layers."""
         return [layer["name"] for layer in self.facts["significance"]["layers"]]
 
-    def data_fingerprint(self, units: Iterable[str]) -> str:
-        """Fingerprint of the data and of what is counted of it in the given units."""
-        what = [self.facts["fingerprints"]["data"], self.document["spec"], sorted(units)]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
     def current_fingerprints(self) -> dict[str, str]:
         """Fingerprints of the model, and of the committed units, as they are now."""
         return {"model": load_model(self.model).fingerprint, "data": self.data_fingerprint(self.store.committed())}
-
-    def rows(
-        self, table: str, units: Sequence[str], columns: Sequence[str], condition: pc.Expression | None = None
-    ) -> pa.Table:
-        """Rows of a table of some committed units, in their order.
-
-        Raises:
-            RaysenseError: a file is missing or damaged.
-        """
-        files = ds.FileSystemDataset.from_paths(
-            self.store.table_paths(table, units),
-            schema=self._schemas[table],
-            format=ds.IpcFileFormat(),
-            filesystem=self.store.directory.filesystem,
-        )
-        try:
-            return files.to_table(columns=list(columns), filter=condition)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise RaysenseError(
-                f"{self.store.location}: a file of table {table} cannot be read ({first_line(error)})"
-            ) from error
 
     def class_sums(self, table: str, classes: Sequence[ClassEntry], layer: str | None = None) -> list[np.ndarray]:
         """Sums over the units of classes of one split, one row a class, float64.
@@ -131,7 +85,7 @@ class SignificanceResults:
         places = np.array([place[label] for label in rows["class"].to_pylist()])
         sums = []
         for name in _SUMS[table]:
-            values = _matrix(rows[name])
+            values = matrix(rows[name])
             total = np.zeros((len(classes), *values.shape[1:]))
             np.add.at(total, places, values)
             sums.append(total)
@@ -142,7 +96,7 @@ class SignificanceResults:
         condition = (
             (pc.field("layer") == layer) & (pc.field("class") == entry.label) & (pc.field("split") == entry.split)
         )
-        return _matrix(self.rows("activations", entry.units, ("activation",), condition)["activation"])
+        return matrix(self.rows("activations", entry.units, ("activation",), condition)["activation"])
 
 
 def prepare_ablations(spec: AblationsSpec) -> Prepared:
@@ -152,15 +106,8 @@ def prepare_ablations(spec: AblationsSpec) -> Prepared:
         UsageError: one sentence on what does not fit.
     """
     base = SignificanceResults(spec.of)
-    units = list(base.store.committed())
-    if not units:
-        raise UsageError(f"of {spec.of!r} has no committed units yet; finish it with `raysense resume {spec.of}`")
-    fingerprint, expected = load_model(base.model).fingerprint, base.facts["fingerprints"]["model"]
-    if fingerprint != expected:
-        raise UsageError(
-            f"of {spec.of!r}: model {base.model!r} changed since, its fingerprint was {expected[:12]}, is "
-            f"{fingerprint[:12]} now; restore the weights, or run the significance scan again"
-        )
+    units = base.committed_units()
+    fingerprint = base.check_model()
     classes = _classes(base, units)
     if not classes:
         raise UsageError(f"of {spec.of!r} has no sample that could be scored; see `raysense status {spec.of}`")
@@ -173,16 +120,15 @@ def prepare_ablations(spec: AblationsSpec) -> Prepared:
         }
     )
     facts = {name: base.facts.get(name) for name in ("model", "data", "preprocessing", "significance")}
-    total = int(base.document["units"])
     return Prepared(
         listing=listing,
         facts={
             **facts,
-            "of": {"location": base.store.location, "units": total, "units_done": len(units)},
+            "of": base.progress(units),
             "fingerprints": {"model": fingerprint, "data": base.data_fingerprint(units)},
         },
         unit_size=spec.unit_size or max(1, min(_LARGEST_UNIT, len(classes) // _UNITS_WANTED)),
-        notes=tuple(_notes(base, classes, len(units), total)),
+        notes=(*base.note_unfinished(units), *_notes(base, classes)),
     )
 
 
@@ -208,11 +154,9 @@ def _classes(base: SignificanceResults, units: Sequence[str]) -> list[ClassEntry
     return [ClassEntry(*key, samples[key], tuple(dict.fromkeys(holding[key]))) for key in ordered]
 
 
-def _notes(base: SignificanceResults, classes: Sequence[ClassEntry], done: int, total: int) -> list[str]:
+def _notes(base: SignificanceResults, classes: Sequence[ClassEntry]) -> list[str]:
     """What the numbers leave out."""
     notes = []
-    if done < total:
-        notes.append(f"the significance scan has {done} of {total} units; its other samples are left out")
     kept, most = int(base.document["spec"]["activations"]), max(entry.samples for entry in classes)
     if kept < most:
         notes.append(
@@ -220,11 +164,3 @@ def _notes(base: SignificanceResults, classes: Sequence[ClassEntry], done: int, 
             "are estimates, with standard errors in column stderr"
         )
     return notes
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists of one length as [rows, length], of numbers as [rows]."""
-    array = column.combine_chunks()
-    if not pa.types.is_list(array.type):
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    return np.asarray(array.flatten()).reshape(len(array), -1) if len(array) else np.zeros((0, 0), np.float32)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raysense.batching import BatchSizer, in_batches, memory_gauge
-from raysense.loading import Samples, as_float
+from raysense.batching import BatchSizer, memory_gauge
+from raysense.loading import as_float
 from raysense.measures.cook import cook_of_input, cook_of_parameters
 from raysense.measures.influence import (
     GRADIENT_BYTES,
@@ -28,6 +28,7 @@ from raysense.options import ComputeOptions
 from raysense.scans._influence_rows import Cook, InfluenceRows, MapRows
 from raysense.scans._influence_targets import image_influence, semantic_space, targets_of
 from raysense.scans._sampled import open_samples, samples_table
+from raysense.scans._streamed import in_streamed_batches
 from raysense.scans.base import Computer, Prepared, Unit
 from raysense.scans.influence import InfluenceSpec
 
@@ -55,20 +56,16 @@ class InfluenceComputer(Computer):
 
     def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
         """The tables of one unit."""
-        following = None if upcoming is None else (upcoming.start, upcoming.stop)
-        pending: list[Samples] = []
-        waiting = 0
         measured = InfluenceRows(self._spec, self._targets, self._prepared)
         maps = MapRows(self._spec, self._prepared)
-        for chunk in self._loader.stream(unit.start, unit.stop, following):
-            measured.errors.update(chunk.errors)
-            pending.append(chunk)
-            waiting += len(chunk.rows)
-            # Whole batches only, so that decoded images never pile up beyond a batch and a chunk.
-            if waiting >= self._sizer.size:
-                rest = self._measure(pending, measured, maps, waiting - waiting % self._sizer.size)
-                pending, waiting = [rest], len(rest.rows)
-        self._measure(pending, measured, maps, waiting)
+        in_streamed_batches(
+            self._loader,
+            unit,
+            upcoming,
+            self._sizer,
+            measured.errors,
+            lambda rows, images: self._measure(rows, images, measured, maps),
+        )
         return {
             "samples": samples_table(self._prepared, unit.start, unit.stop, measured.scores, measured.errors),
             "influence": measured.table(),
@@ -79,34 +76,24 @@ class InfluenceComputer(Computer):
         """End the loader processes."""
         self._loader.close()
 
-    def _measure(self, pending: list[Samples], measured: InfluenceRows, maps: MapRows, count: int) -> Samples:
-        """Measure the first ``count`` pending samples; returns the others."""
-        full = [chunk for chunk in pending if chunk.rows]
-        if not full:
-            return Samples([], np.zeros((0,), np.uint8), {})
-        images = np.concatenate([chunk.images for chunk in full])
-        rows = [row for chunk in full for row in chunk.rows]
-
-        def work(start: int, stop: int) -> None:
-            batch = as_float(images[start:stop], self.device)
-            labels = torch.as_tensor(self._labels[rows[start:stop]].astype(np.int64))
-            classes = labels.to(self.device) if self._spec.objective == "label" else None
-            part = self._influence(batch, classes)
-            chosen = part.logits.argmax(1) if classes is None else classes
-            cook = self._cook(batch, chosen) if self._spec.cook else None
-            pixels = self._maps(batch, chosen) if "pixels" in self._spec.target else None
-            finite = None if pixels is None else ~pixels.bound.isnan()
-            measured.add(rows[start:stop], labels, part, cook, finite)
-            if pixels is not None:
-                attack = None
-                if self._spec.attack:
-                    peaks = pixels.maps[1, None].flatten(1).nan_to_num(-1.0).argmax(1)
-                    places = torch.stack((peaks // batch.shape[3], peaks % batch.shape[3]), dim=1)
-                    attack = (places, one_pixel_attack(self._model.module, batch, places))
-                maps.add(rows[start:stop], pixels, attack)
-
-        in_batches(count, self._sizer, work)
-        return Samples(rows[count:], images[count:], {})
+    def _measure(self, rows: list[int], images: np.ndarray, measured: InfluenceRows, maps: MapRows) -> None:
+        """Measure a batch."""
+        batch = as_float(images, self.device)
+        labels = torch.as_tensor(self._labels[rows].astype(np.int64))
+        classes = labels.to(self.device) if self._spec.objective == "label" else None
+        part = self._influence(batch, classes)
+        chosen = part.logits.argmax(1) if classes is None else classes
+        cook = self._cook(batch, chosen) if self._spec.cook else None
+        pixels = self._maps(batch, chosen) if "pixels" in self._spec.target else None
+        finite = None if pixels is None else ~pixels.bound.isnan()
+        measured.add(rows, labels, part, cook, finite)
+        if pixels is not None:
+            attack = None
+            if self._spec.attack:
+                peaks = pixels.maps[1, None].flatten(1).nan_to_num(-1.0).argmax(1)
+                places = torch.stack((peaks // batch.shape[3], peaks % batch.shape[3]), dim=1)
+                attack = (places, one_pixel_attack(self._model.module, batch, places))
+            maps.add(rows, pixels, attack)
 
     def _influence(self, images: Tensor, classes: Tensor | None) -> TargetInfluence:
         part = self._of_targets(images, classes)

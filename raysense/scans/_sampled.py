@@ -49,7 +49,7 @@ def prepare_samples(
     passes_per_sample: Callable[[int], int],
     gradients: bool,
     examine: Examine | None = None,
-    mend: str = "use --method bound",
+    mend: str | None = None,
 ) -> Prepared:
     """List the data, open the model, and check that they fit, before anything is computed.
 
@@ -58,7 +58,7 @@ def prepare_samples(
         passes_per_sample: Rough cost of one sample in passes, from the number of classes; sizes the units.
         gradients: Whether the scan needs gradients with respect to the input.
         examine: What else the scan checks.
-        mend: What to do with a model that has no gradients.
+        mend: What else can be done with a model that has no gradients; None where nothing can.
 
     Raises:
         UsageError: one sentence on what does not fit.
@@ -68,7 +68,12 @@ def prepare_samples(
     listing = source.list()
     table = limited(_chosen(spec, listing.table), spec.limit)
     preprocessing = source.preprocessing or model.preprocessing
-    batch, classes = _probe(spec, model, source, table, preprocessing, mend if gradients else None)
+    batch, classes = _probe(spec, model, source, table, preprocessing)
+    if gradients:
+        otherwise = "" if mend is None else f", or {mend}"
+        check_gradients(
+            spec.model, model.module, batch[:1], f"scan a model that is differentiable throughout{otherwise}"
+        )
     _check_labels(spec, table, classes)
     examined = Examined({}) if examine is None else examine(model, batch)
     return Prepared(
@@ -178,9 +183,8 @@ def _probe(
     source: DataSource,
     table: pa.Table,
     preprocessing: Preprocessing | None,
-    mend: str | None,
 ) -> tuple[torch.Tensor, int]:
-    """Run the first readable samples; returns their images and the number of classes. With a mend, try gradients."""
+    """Run the first readable samples; returns their images and the number of classes."""
     decoder = SampleDecoder(source.reader(table), preprocessing, None)
     images, names = _first_images(spec, decoder, table)
     if len({image.shape for image in images}) > 1:
@@ -190,10 +194,6 @@ def _probe(
         )
     batch = as_float(torch.stack(images), "cpu")
     classes = checked_classes(spec.model, model.module, batch, names, f"images of data {spec.data!r}")
-    if mend is not None:
-        check_gradients(
-            spec.model, model.module, batch[:1], f"scan a model that is differentiable throughout, or {mend}"
-        )
     return batch, classes
 
 

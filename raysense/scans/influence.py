@@ -132,6 +132,7 @@ class InfluenceScan(Scan):
             self._passes,
             gradients=self.spec.method != "bound",
             examine=lambda model, images: examined(self.spec, model, images),
+            mend="use --method bound",
         )
 
     def fingerprints(self, options: ComputeOptions) -> dict[str, str]:
