@@ -36,7 +36,7 @@ BOUNDARY = pa.schema(
         column(
             "status",
             pa.string(),
-            "found; outside: the image is not in the region (distance 0); blocked: no boundary within the box or iterations",
+            "found; outside: the image is not in the region (distance 0); blocked: none within the box or iterations",
             "name",
         ),
         column("norm", pa.string(), "norm of the distance: l2 or linf", "name"),
@@ -85,7 +85,7 @@ BOUNDARY = pa.schema(
         METHOD,
         STEP,
         column(
-            "asymmetry",
+            "hessian_asymmetry",
             pa.float64(),
             "of the Hessian as computed: norm of its antisymmetric part over its own; null without the spectrum",
             "1",
@@ -120,11 +120,11 @@ CURVATURE_STEPS = pa.schema(
     [
         SAMPLE,
         column("step", pa.float64(), "h", "pixel values"),
-        column("mean_curvature", pa.float64(), "mean normal curvature by differences with this step", "1 / pixel values"),
-        column("curvature_stderr", pa.float64(), "its standard error", "1 / pixel values"),
         column(
-            "mean_magnitude", pa.float64(), "mean of the magnitude of the normal curvature", "1 / pixel values"
+            "mean_curvature", pa.float64(), "mean normal curvature by differences with this step", "1 / pixel values"
         ),
+        column("curvature_stderr", pa.float64(), "its standard error", "1 / pixel values"),
+        column("mean_magnitude", pa.float64(), "mean of the magnitude of the normal curvature", "1 / pixel values"),
     ],
     metadata={"doc": "one row a sample and step of --step-study: the curvature as a function of the scale"},
 )

@@ -30,9 +30,7 @@ DETECTIONS = pa.schema(
             "1 / pixel values",
             nullable=True,
         ),
-        column(
-            "rho_stderr", pa.float64(), "its standard error over the directions", "1 / pixel values", nullable=True
-        ),
+        column("rho_stderr", pa.float64(), "its standard error over the directions", "1 / pixel values", nullable=True),
         column(
             "recovered_label",
             pa.int32(),

@@ -22,7 +22,9 @@ PATHS = pa.schema(
         _PAIR,
         _SCENARIO,
         column("sample_a", pa.string(), "the first image", "id", nullable=True),
-        column("sample_b", pa.string(), "the second image before it was perturbed; null for noise", "id", nullable=True),
+        column(
+            "sample_b", pa.string(), "the second image before it was perturbed; null for noise", "id", nullable=True
+        ),
         column("class", pa.int32(), "the class that both ends are predicted as", "class index", nullable=True),
         column("connected", pa.bool_(), "whether a path within the class was found", "boolean", nullable=True),
         column("straight", pa.bool_(), "whether the straight segment is one", "boolean", nullable=True),
@@ -40,11 +42,17 @@ PATHS = pa.schema(
         column("spacing", pa.float64(), "distance of the images checked on the path", "pixel values", nullable=True),
         column("checked", pa.int64(), "images classified to check segments", "count", nullable=True),
         column(
-            "bad_segments", pa.int32(), "segments that leave the class where the recursion ended", "count", nullable=True
+            "bad_segments",
+            pa.int32(),
+            "segments that leave the class where the recursion ended",
+            "count",
+            nullable=True,
         ),
         column("error", pa.string(), "why there is no pair to connect; null where there is", "text", nullable=True),
     ],
-    metadata={"doc": "one row a pair: whether its ends are connected within their class (Fawzi et al. 2018, Algorithm 1)"},
+    metadata={
+        "doc": "one row a pair: whether its ends are connected within their class (Fawzi et al. 2018, Algorithm 1)"
+    },
 )
 
 CROSS_SECTIONS = pa.schema(
@@ -55,11 +63,21 @@ CROSS_SECTIONS = pa.schema(
         column("to_x", pa.float64(), "where it ends on the horizontal axis: its length", "pixel values"),
         column("low_x", pa.float64(), "left edge of the section", "pixel values"),
         column("high_x", pa.float64(), "right edge", "pixel values"),
-        column("low_y", pa.float64(), "lower edge; the vertical axis is r(x1) made orthogonal to the segment", "pixel values"),
+        column(
+            "low_y",
+            pa.float64(),
+            "lower edge; the vertical axis is r(x1), made orthogonal to the segment",
+            "pixel values",
+        ),
         column("high_y", pa.float64(), "upper edge", "pixel values"),
         column("width", pa.int32(), "columns", "count"),
         column("height", pa.int32(), "rows", "count"),
-        column("predicted", pa.list_(pa.int32()), "predicted class, row by row from low_y up", "class index"),
+        column(
+            "predicted",
+            pa.list_(pa.int32()),
+            "predicted class, row by row from low_y up; -1 where the logits are not finite",
+            "class index",
+        ),
     ],
     metadata={"doc": "one row a segment of the first pairs: a plane section through the classification regions"},
 )
@@ -74,7 +92,9 @@ CONVEXITY = pa.schema(
         column("inside", pa.int32(), "how many are predicted as the class", "count"),
         column("error", pa.string(), "why there is no such group; null where there is", "text", nullable=True),
     ],
-    metadata={"doc": "one row a group of images of one predicted class: how many of its convex combinations stay in it"},
+    metadata={
+        "doc": "one row a group of images of one predicted class: how many of its convex combinations stay in it"
+    },
 )
 
 

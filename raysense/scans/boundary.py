@@ -42,7 +42,9 @@ class BoundarySpec(CurvedSpec):
         (), description="also the mean curvature by differences at these steps, separated by commas"
     )
     keep_directions: int = Field(
-        0, ge=0, description="keep the N most curved principal directions of each sample, for `raysense scan directions`"
+        0,
+        ge=0,
+        description="keep the N most curved principal directions of each sample, for `raysense scan directions`",
     )
     keep_points: bool = Field(False, description="keep the boundary points z")
 

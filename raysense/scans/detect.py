@@ -39,7 +39,9 @@ class DetectSpec(CurvedSpec):
     def _beyond(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for scale in value:
             if not 1 < scale < float("inf"):
-                raise ValueError(f"scales: {scale:g} does not leave the class, r(x) ends on the boundary; use 1.02,2, say")
+                raise ValueError(
+                    f"scales: {scale:g} does not leave the class, r(x) ends on the boundary; use 1.02,2, say"
+                )
         if not value or len(set(value)) < len(value):
             raise ValueError(f"scales {value} must name at least one scale, and each once; use 1.02,2, say")
         return value

@@ -21,7 +21,12 @@ class DirectionsSpec(CurvedSpec):
     """What a scan of shared directions computes."""
 
     of: str = Field(description="directory or URI of a boundary scan of other samples, with --keep-directions")
-    shared: int = Field(200, ge=1, description="m, shared directions, which span S; at most as many as were kept in all")
+    shared: int | None = Field(
+        None,
+        ge=1,
+        description="m, shared directions, which span S; none takes 200, or for smaller images as in the slides, 200 "
+        "of every 3,072 values",
+    )
     noise: tuple[float, ...] = Field(
         (0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
         description="norms of noise in S and its complement, over the mean norm of the images; none leaves it out",

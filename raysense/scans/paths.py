@@ -42,7 +42,9 @@ class PathsSpec(SearchSpec):
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) < len(value):
-            raise ValueError(f"scenarios {','.join(value)!r} must name at least one, and each once; use data,noise, say")
+            raise ValueError(
+                f"scenarios {','.join(value)!r} must name at least one, and each once; use data,noise, say"
+            )
         return value
 
 
