@@ -8,7 +8,7 @@ scale of the perturbation: it is a comparator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysense.measures.fisher import log_odds_against
 from raysense.measures.gradients import Model, forward_with_graph, requiring_grad
-
-HessianProduct = Callable[[Tensor], Tensor]
-"""Maps [N, P] to [N, P]: the product of each sample's Hessian and its vector."""
-
-_ROUNDING = 16  # multiples of the machine precision to which the eigenvalues of a matrix of norm 1 are known
+from raysense.measures.lanczos import Product, divided, ritz_pairs
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,15 @@ class CookInfluence:
 
 
 def cook_influence(
-    hessian_product: HessianProduct, gradient: Tensor, tolerance: float = 1e-3, iterations: int = 50, seed: int = 0
+    hessian_product: Product, gradient: Tensor, tolerance: float = 1e-3, iterations: int = 50, seed: int = 0
 ) -> CookInfluence:
     """The largest eigenvalue of S H S / sqrt(1 + g.g), by Lanczos with full reorthogonalisation.
 
-    The residual bounds the distance to an eigenvalue; that it is the largest one is not certified. Lanczos from a random
-    vector finds the largest one with probability one when it runs to the end. Stopped after k products, the value is too
-    small by more than a share e of the spectrum's width with probability below 1.65 sqrt(P) exp(-sqrt(e) (2k - 1)) for
-    starts uniform on the sphere (Kuczynski & Wozniakowski 1992); ours is halfway to g, near which the largest one often
-    lies. Of two eigenvalues within the tolerance of each other the smaller may be given.
+    The residual bounds the distance to an eigenvalue; that it is the largest one is not certified. Stopped after k
+    products, the value is too small by more than a share e of the spectrum's width with probability below
+    1.65 sqrt(P) exp(-sqrt(e) (2k - 1)) for starts uniform on the sphere (Kuczynski & Wozniakowski 1992); ours is halfway
+    to g, near which the largest one often lies. Of two eigenvalues within the tolerance of each other the smaller may be
+    given.
 
     Args:
         hessian_product: Maps [N, P] to H v, [N, P], in the gradient's dtype; samples do not mix.
@@ -64,47 +60,18 @@ def cook_influence(
         products asymmetric. On a CIFAR-10 ResNet-20 single precision moved the values by 1e-6 to 1e-5, and by 5e-4 for
         one of 16 images.
     """
-    samples, size = gradient.shape
-    steps = min(iterations, size)
     finite = torch.isfinite(gradient).all(1)
     gradient = torch.where(finite[:, None], gradient, 0.0)
     length = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64)
-    unit = _divided(gradient, length)
+    unit = divided(gradient, length)
     scale = torch.hypot(torch.ones_like(length), length)
-    basis = gradient.new_empty((samples, steps, size))
-    basis[:, 0] = _start(unit, seed)
-    # projected[:, i, j] = v_i . A v_j with A = S H S; tridiagonal but for rounding. The small algebra is done on the CPU.
-    projected = torch.zeros((samples, steps, steps), dtype=torch.float64)
-    value, error = (torch.full((samples,), torch.nan, dtype=torch.float64) for _ in range(2))
-    active, products = finite.cpu(), 0
-    for step in range(steps):
-        if not active.any():
-            break
-        rest = _damped(hessian_product(_damped(basis[:, step], unit, scale)), unit, scale)
-        products += 1
-        known = basis[:, : step + 1]
-        for _ in range(2):  # the second time removes what rounding left
-            components = known @ rest[:, :, None]
-            rest = rest - (known.transpose(1, 2) @ components).squeeze(2)
-            projected[:, : step + 1, step] += components.squeeze(2).double().cpu()
-        beta = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
-        broken = active & ~torch.isfinite(beta).cpu()
-        value[broken] = error[broken] = torch.nan
-        rows = (active & ~broken).nonzero().squeeze(1)
-        rounding = _ROUNDING * torch.finfo(gradient.dtype).eps
-        value[rows], error[rows], floor = _largest(projected[rows, : step + 1, : step + 1], beta.cpu()[rows], rounding)
-        # At the floor the subspace is invariant, and holds every eigenvector that the start has a share of.
-        active = torch.zeros_like(active)
-        active[rows] = (error[rows] > tolerance * value[rows].abs()) & (error[rows] > 2 * floor)
-        if step + 1 < steps:
-            basis[:, step + 1] = _divided(rest, beta)
-            projected[:, step + 1, step] = beta.cpu()
-    return CookInfluence(value.to(scale.device) / scale, error.to(scale.device) / scale, products)
 
+    def product(vectors: Tensor) -> Tensor:
+        return _damped(hessian_product(_damped(vectors, unit, scale)), unit, scale)
 
-def _divided(vectors: Tensor, lengths: Tensor) -> Tensor:
-    """Vectors [N, P] over lengths [N]; zero where the length is."""
-    return vectors / torch.where(lengths > 0, lengths, 1.0)[:, None].to(vectors.dtype)
+    start = torch.where(finite[:, None], _start(unit, seed), torch.nan)
+    found = ritz_pairs(product, start, tolerance=tolerance, iterations=iterations)
+    return CookInfluence(found.values[:, 0] / scale, found.residuals[:, 0] / scale, found.products)
 
 
 def _damped(vectors: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
@@ -120,25 +87,7 @@ def _start(unit: Tensor, seed: int) -> Tensor:
     random = random / torch.linalg.vector_norm(random)
     towards = torch.where((unit @ random) < 0, -1.0, 1.0).to(unit.dtype)
     start = unit + towards[:, None] * random
-    return _divided(start, torch.linalg.vector_norm(start, dim=1))
-
-
-def _largest(projected: Tensor, beta: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest Ritz value of each sample, its residual norm, and the part of it that is put down to rounding.
-
-    Args:
-        projected: [n, m, m] float64, V^T A V.
-        beta: [n] float64, norm of the part of A v_m outside the span of V.
-        rounding: Relative rounding of a product with A.
-    """
-    symmetric = 0.5 * (projected + projected.transpose(1, 2))
-    values, vectors = torch.linalg.eigh(symmetric)
-    top = vectors[:, :, -1]
-    # A V = V T + beta v e_m^T, also where rounding makes the measured T asymmetric.
-    inside = ((projected - symmetric) @ top[:, :, None]).squeeze(2)
-    residual = torch.hypot(torch.linalg.vector_norm(inside, dim=1), beta * top[:, -1].abs())
-    floor = rounding * torch.maximum(values.abs().amax(1), beta)
-    return values[:, -1], residual + floor, floor
+    return divided(start, torch.linalg.vector_norm(start, dim=1))
 
 
 def cook_of_input(
@@ -213,7 +162,7 @@ def _surprise(raw: Tensor, classes: Tensor) -> Tensor:
     return functional.softplus(log_odds_against(raw.double(), classes), threshold=500.0)
 
 
-def _derivatives(total: Tensor, perturbed: Sequence[Tensor], samples: int) -> tuple[Tensor, HessianProduct]:
+def _derivatives(total: Tensor, perturbed: Sequence[Tensor], samples: int) -> tuple[Tensor, Product]:
     """Gradient [N, P] of a sum over samples, and the products with the Hessian of each.
 
     Args:

@@ -70,5 +70,5 @@ class UnitVectors:
         """The next direction of every sample, [N, P] of norm 1."""
         drawn = [torch.randn(self._size, generator=generator, dtype=torch.float64) for generator in self._generators]
         vectors = torch.stack(drawn) if drawn else torch.zeros((0, self._size), dtype=torch.float64)
-        unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        unit: Tensor = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         return unit.to(device=self._like.device, dtype=self._like.dtype)
