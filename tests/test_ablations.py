@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from in_process import prepared, scanned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,7 +30,6 @@ from raysense.measures.outputs_kl import OutputSums, output_divergences
 from raysense.models import load_model
 from raysense.options import ComputeOptions
 from raysense.query.connection import open_results
-from raysense.scans import Prepared, get_scan
 from raysense.scans.ablations import AblationsSpec
 from raysense.validation import validated
 
@@ -262,27 +262,6 @@ def test_too_few_samples_have_no_spread_or_no_error() -> None:
 # -- the scan ----------------------------------------------------------------------------------------------------------
 
 
-def prepared(kind: str, spec: dict[str, Any]) -> tuple[Any, Prepared]:
-    bound = get_scan(kind)(validated(get_scan(kind).spec_type, spec))
-    return bound, bound.prepare(OPTIONS)
-
-
-def scanned(kind: str, out: Path, **spec: Any) -> Store:
-    """A whole scan in this process."""
-    from raysense.api import _create
-    from raysense.engine.worker import Worker
-
-    bound, found = prepared(kind, spec)
-    store = _create(kind, bound, found, out)
-    worker = Worker("worker")
-    assert worker.open(str(out), OPTIONS) == ""
-    for unit in bound.units(found):
-        reply = worker.compute(unit, 1)
-        assert reply.committed, reply.traceback
-    worker._computer.close()
-    return store
-
-
 def distances(store: Store) -> pa.Table:
     with open_results(store.location) as database:
         table = database.query(
@@ -297,13 +276,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A significance scan of an untrained network on 45 digits of each split, all activations kept."""
     out = tmp_path_factory.mktemp("base") / "sig"
     spec = {"limit": 45, "split": "test,train", "layers": "conv3,output", "unit_size": 3}
-    scanned("significance", out, model=NETWORK, data="digits", activations=100, **spec)
+    scanned("significance", out, OPTIONS, model=NETWORK, data="digits", activations=100, **spec)
     return out
 
 
 @pytest.fixture(scope="module")
 def ablations(base: Path) -> Store:
-    return scanned("ablations", base.parent / "ablations", of=str(base), unit_size=4)
+    return scanned("ablations", base.parent / "ablations", OPTIONS, of=str(base), unit_size=4)
 
 
 def forward(split: str) -> dict[str, np.ndarray]:
@@ -397,7 +376,7 @@ def test_units_do_not_change_the_numbers(
     from raysense.scans import _ablations
 
     monkeypatch.setattr(_ablations, "_MEMORY", 6000)  # one class at a time, in blocks
-    other = scanned("ablations", tmp_path / "other", of=str(base), unit_size=20)
+    other = scanned("ablations", tmp_path / "other", OPTIONS, of=str(base), unit_size=20)
     assert len(ablations.committed()) == 5
     assert len(other.committed()) == 1
     check_same(distances(ablations), distances(other))
@@ -414,11 +393,11 @@ def check_same(one: pa.Table, other: pa.Table) -> None:
 
 def test_a_subsample_estimates_what_all_samples_give(ablations: Store, tmp_path: Path) -> None:
     spec = {"limit": 45, "split": "test", "layers": "output"}
-    scanned("significance", tmp_path / "sig", model=NETWORK, data="digits", activations=4, **spec)
-    found = prepared("ablations", {"of": str(tmp_path / "sig")})[1]
+    scanned("significance", tmp_path / "sig", OPTIONS, model=NETWORK, data="digits", activations=4, **spec)
+    found = prepared("ablations", {"of": str(tmp_path / "sig")}, OPTIONS)[1]
     assert len(found.notes) == 1
     assert "activations of at most 4 of up to 9 samples" in found.notes[0]
-    some = distances(scanned("ablations", tmp_path / "out", of=str(tmp_path / "sig"))).to_pylist()
+    some = distances(scanned("ablations", tmp_path / "out", OPTIONS, of=str(tmp_path / "sig"))).to_pylist()
     every = {
         (row["metric"], row["class_a"], row["class_b"]): row
         for row in distances(ablations).to_pylist()
@@ -529,7 +508,7 @@ def copied(base: Path, out: Path, edit: Callable[[dict[str, Any]], None] = lambd
 def test_what_it_cannot_work_on_is_refused(base: Path, ablations: Store, tmp_path: Path) -> None:
     def refused(of: Path | str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            prepared("ablations", {"of": str(of)})
+            prepared("ablations", {"of": str(of)}, OPTIONS)
 
     refused(tmp_path / "nothing", "holds no scan")
     refused("", "of is empty")
@@ -551,12 +530,12 @@ def test_an_unfinished_scan_is_noted_and_its_growth_noticed(base: Path, tmp_path
     hidden = units[-1].read_bytes()
     for unit in units[4:]:
         unit.unlink()
-    bound, found = prepared("ablations", {"of": f"{tmp_path}/x/../sig/"})
+    bound, found = prepared("ablations", {"of": f"{tmp_path}/x/../sig/"}, OPTIONS)
     assert bound.spec.of == str(partial)
     assert found.notes == (f"the significance scan has 4 of {len(units)} units; its other samples are left out",)
     assert found.listing.num_rows < 10
     assert bound.fingerprints(OPTIONS) == found.facts["fingerprints"]
-    store = scanned("ablations", tmp_path / "out", of=str(partial))
+    store = scanned("ablations", tmp_path / "out", OPTIONS, of=str(partial))
     assert {row["split"] for row in distances(store).to_pylist()} == {"test"}
     units[-1].write_bytes(hidden)
     now = bound.fingerprints(OPTIONS)
@@ -564,4 +543,4 @@ def test_an_unfinished_scan_is_noted_and_its_growth_noticed(base: Path, tmp_path
     assert now["data"] != found.facts["fingerprints"]["data"]
     (partial / "tables" / "class_outputs" / f"{units[0].stem}.arrow").write_bytes(b"")
     with pytest.raises(RaysenseError, match="a file of table class_outputs cannot be read"):
-        prepared("ablations", {"of": str(partial)})
+        prepared("ablations", {"of": str(partial)}, OPTIONS)

@@ -13,6 +13,7 @@ from torch import Tensor
 from raysense.batching import BatchSizer, memory_gauge
 from raysense.loading import as_float
 from raysense.measures.boundary.curvature import (
+    Spectrum,
     curvature_at_steps,
     extreme_curvatures,
     mean_curvature,
@@ -39,8 +40,12 @@ _NOT_COMPUTED = {
     "step": None,
     "hessian_asymmetry": None,
 }
+_SPECTRUM_PASS = 32
+"""Images of a pass, of directions at one point, whatever the batch."""
+
 _RITZ_TOLERANCE = 1e-2
-_RITZ_ITERATIONS = 60
+_RITZ_ITERATIONS = {"exact": 80, "differences": 40}
+"""Differences of a network with kinks do not converge: what more products add is noise."""
 
 
 class _Curves(NamedTuple):
@@ -51,14 +56,14 @@ class _Curves(NamedTuple):
         curvatures: [m] float64, descending.
         residuals: [m] float64.
         directions: [m, P].
-        asymmetry: Of the Hessian as computed; NaN where it was not.
+        whole: The whole spectrum, where it was computed.
     """
 
     ranks: list[int]
     curvatures: Tensor
     residuals: Tensor
     directions: Tensor
-    asymmetry: float
+    whole: Spectrum | None
 
 
 class BoundaryComputer(Computer):
@@ -206,34 +211,30 @@ class BoundaryComputer(Computer):
         size = points[0].numel()
         if "spectrum" in spec.curvature:
             made: list[_Curves | None] = []
-            for point, from_class, to_class in zip(*at, strict=True):
-                one = spectrum(
-                    self._module, point, from_class, to_class, *self._second, pass_size=max(1, self._sizer.size)
-                )
-                made.append(_Curves(list(range(1, size)), one.curvatures, one.residual, one.directions, one.asymmetry))
+            for point, from_class, to_class, seed in zip(*at, seeds, strict=True):
+                pair, images = (from_class, to_class), max(_SPECTRUM_PASS, self._sizer.size)
+                one = spectrum(self._module, point, *pair, *self._second, pass_size=images, seed=seed)
+                made.append(_Curves(list(range(1, size)), one.curvatures, one.residual, one.directions, one))
             return made
         if "extremes" not in spec.curvature:
             return [None] * len(points)
         operator = ShapeOperator(self._module, *at, *self._second)
-        iterations = max(_RITZ_ITERATIONS, 6 * spec.extremes)
+        iterations = max(_RITZ_ITERATIONS[self._second.derivatives], 4 * spec.extremes)
         found = extreme_curvatures(operator, spec.extremes, seeds, _RITZ_TOLERANCE, iterations)
         ranks = [*range(1, spec.extremes + 1), *range(size - spec.extremes, size)]
         parts = zip(found.curvatures, found.residuals, found.directions, strict=True)
-        return [_Curves(ranks, *part, float("nan")) for part in parts]
+        return [_Curves(ranks, *part, None) for part in parts]
 
     def _add_principal(self, result: _Curved, place: int, curves: _Curves | None) -> None:
         if curves is None or not curves.curvatures.isfinite().all():
             return
         values = curves.curvatures.tolist()
         entry = result.boundary[place]
-        entry |= {
-            "largest_curvature": values[0],
-            "smallest_curvature": values[-1],
-            "hessian_asymmetry": curves.asymmetry,
-        }
+        entry |= {"largest_curvature": values[0], "smallest_curvature": values[-1]}
         n = curves.directions.shape[1] - 1
-        if len(values) == n:
-            entry |= {"mean_curvature": float(curves.curvatures.mean()), "curvature_stderr": 0.0}
+        if curves.whole is not None:
+            mean = {"mean_curvature": float(curves.curvatures.mean()), "curvature_stderr": curves.whole.stderr}
+            entry |= {**mean, "hessian_asymmetry": curves.whole.asymmetry}
         columns = zip(curves.ranks, values, curves.residuals.tolist(), strict=True)
         result.others.setdefault("curvatures", []).extend(
             (place, {"rank": rank, "n": n, "curvature": value, "residual": residual})

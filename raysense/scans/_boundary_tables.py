@@ -76,7 +76,7 @@ BOUNDARY = pa.schema(
         column(
             "curvature_stderr",
             pa.float64(),
-            "standard error of mean_curvature over random directions; 0 where the spectrum is complete",
+            "standard error of mean_curvature over random directions; 0 for the whole spectrum by exact derivatives",
             "1 / pixel values",
             nullable=True,
         ),
@@ -87,7 +87,8 @@ BOUNDARY = pa.schema(
         column(
             "hessian_asymmetry",
             pa.float64(),
-            "of the Hessian as computed: norm of its antisymmetric part over its own; null without the spectrum",
+            "of the Hessian as computed: norm of its antisymmetric part over its own, about its relative error; null "
+            "without the spectrum",
             "1",
             nullable=True,
         ),
@@ -101,7 +102,12 @@ CURVATURES = pa.schema(
         column("rank", pa.int32(), "place among all P - 1 principal curvatures, 1 is the largest", "count"),
         column("n", pa.int32(), "P - 1, how many principal curvatures there are", "count"),
         column("curvature", pa.float64(), "principal curvature", "1 / pixel values"),
-        column("residual", pa.float64(), "an eigenvalue lies within this distance", "1 / pixel values"),
+        column(
+            "residual",
+            pa.float64(),
+            "an eigenvalue lies within this distance; by differences, where there are kinks, up to the sampling error",
+            "1 / pixel values",
+        ),
     ],
     metadata={"doc": "one row a sample and principal curvature that was computed: all, or some at both ends"},
 )
