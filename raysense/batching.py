@@ -24,10 +24,16 @@ class BatchSizer:
         size: Samples per batch, or ``auto``.
         memory_used: Gives the share of this process's memory that batches have taken at the most so far; ``auto`` does
             not double the size where that could exceed it.
+        first: What ``auto`` begins with.
     """
 
-    def __init__(self, size: int | Literal["auto"], memory_used: Callable[[], float] = lambda: 0.0) -> None:
-        self.size = SMALLEST_AUTO if size == "auto" else size
+    def __init__(
+        self,
+        size: int | Literal["auto"],
+        memory_used: Callable[[], float] = lambda: 0.0,
+        first: int = SMALLEST_AUTO,
+    ) -> None:
+        self.size = first if size == "auto" else size
         self._exploring = size == "auto"
         self._memory_used = memory_used
         self._best_rate = 0.0

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
-from raysense.batching import memory_gauge
+from raysense.batching import BatchSizer, memory_gauge
 from raysense.measures.boundary.classified import UNKNOWN
 from raysense.measures.boundary.convex import combinations_inside, convex_weights
 from raysense.options import ComputeOptions
 from raysense.scans._draws import (
+    FIRST_FORWARD,
     TRIES,
     Draw,
     SamplePool,
     any_row,
     draws_of,
-    forward_sizer,
     runs_of_sizer,
     shuffled,
     with_units_of_draws,
@@ -66,7 +66,7 @@ class ConvexityComputer(Computer):
     def __init__(self, spec: ConvexitySpec, prepared: Prepared, options: ComputeOptions) -> None:
         self._spec = spec
         self._model, self.device = opened_model(spec.model, prepared, options)
-        self._sizer = forward_sizer(options.batch_size, memory_gauge(self.device, options.threads))
+        self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads), FIRST_FORWARD)
         self._runs = runs_of_sizer(self._sizer)
         self._pool = SamplePool(spec, prepared, self._model.module, self.device, self._runs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,9 @@ from raysense.scans.sampled import SampledSpec
 
 _UNITS_WANTED = 64
 _DIGITS = 4
-_SMALLEST_FORWARD = 64
+
+FIRST_FORWARD = 64
+"""Images that batches without a graph begin with, which take little memory."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,6 @@ def with_units_of_draws(prepared: Prepared, spec: SampledSpec, total: int, small
     """With units of ``smallest`` to ``largest`` of ``total`` items, enough of them to share, unless the spec says."""
     size = max(smallest, min(largest, total // _UNITS_WANTED))
     return replace(prepared, unit_size=spec.unit_size or size)
-
-
-def forward_sizer(size: int | Literal["auto"], memory_used: Callable[[], float]) -> BatchSizer:
-    """Size of batches that keep no graph, which take so little memory that ``auto`` begins with more images."""
-    sizer = BatchSizer(size, memory_used)
-    if size == "auto":
-        sizer.size = _SMALLEST_FORWARD
-    return sizer
 
 
 def runs_of_sizer(sizer: BatchSizer) -> Runs:

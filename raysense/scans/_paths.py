@@ -19,12 +19,12 @@ from raysense.measures.boundary.paths import Path, find_paths, moved_into_class
 from raysense.measures.boundary.sections import CrossSection, cross_section
 from raysense.options import ComputeOptions
 from raysense.scans._draws import (
+    FIRST_FORWARD,
     TRIES,
     Draw,
     SamplePool,
     any_row,
     draws_of,
-    forward_sizer,
     runs_of_sizer,
     shuffled,
     with_units_of_draws,
@@ -77,7 +77,7 @@ class PathsComputer(Computer):
         self._module = loaded.module
         gauge = memory_gauge(self.device, options.threads)
         # Images with a graph take several times the memory of those without, so that they have a size of their own.
-        self._sizer = forward_sizer(options.batch_size, gauge)
+        self._sizer = BatchSizer(options.batch_size, gauge, FIRST_FORWARD)
         self._gradient_sizer = BatchSizer(options.batch_size, gauge)
         self._runs, self._gradient_runs = runs_of_sizer(self._sizer), runs_of_sizer(self._gradient_sizer)
         self._pool = SamplePool(spec, prepared, self._module, self.device, self._runs)

@@ -29,7 +29,7 @@ class PathsSpec(SearchSpec):
     spacing: float = Field(
         1e-4, gt=0, le=0.5, description="distance of the images checked on a path, over that of its ends"
     )
-    max_depth: int = Field(8, ge=0, description="recursions, at the most; what is not connected then is reported so")
+    max_depth: int = Field(12, ge=0, description="recursions, at the most; what is not connected then is reported so")
     pictures: int = Field(0, ge=0, description="cross-sections of the regions for the first N pairs of each scenario")
     resolution: int = Field(64, ge=8, le=1024, description="columns of a cross-section")
 
