@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 STUDIES := outliers architectures train_test pixels
+BOUNDARIES := curvature topology detection
 
 .PHONY: demo test studies bench lint format clean
 
@@ -15,12 +16,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-# The studies of Shu & Zhu (2019) and of Khaitan & Banerjee (2026) on the bundled digits, that of Hamdi & Ghanem (2020) on
-# procedural shapes.
+# The studies of Shu & Zhu (2019), Fawzi et al. (2018) and Khaitan & Banerjee (2026) on the bundled digits, that of Hamdi &
+# Ghanem (2020) on procedural shapes.
 studies: $(STAMP)
 	for study in $(STUDIES); do $(BIN)/python jobs/influence_$$study.py --out studies-output/$$study || exit 1; done
 	$(BIN)/python jobs/semantic_srvr.py --out studies-output/srvr
 	$(BIN)/python jobs/significance_conditions.py --out studies-output/conditions
+	for study in $(BOUNDARIES); do $(BIN)/python jobs/boundary_$$study.py --out studies-output/$$study || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/run_all.py

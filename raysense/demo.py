@@ -1,4 +1,4 @@
-"""The demo: influence, semantic spaces and class paths, on the bundled real digits and on procedural shapes."""
+"""The demo: influence, semantic spaces, class paths and boundaries, on the bundled real digits and on procedural shapes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from raysense.studies import boundary_curvature, boundary_detection, boundary_topology
+from raysense.studies.boundaries import BUNDLED_MODELS
 from raysense.studies.conditions import Conditions
 from raysense.studies.significance import ConditionOptions
-from raysense.studies.study import Workspace
+from raysense.studies.study import Workspace, model_names
 
 _MODEL = {"model": "digits", "data": "digits"}
 _PERCENTILES = """
@@ -68,14 +70,21 @@ FROM regions WHERE kind = 'robust' ORDER BY shape_id
 """
 
 
+_BOUNDARIES = {"data": "digits", "split": "test", "limit": 150, "curvature": "spectrum", "step_study": "0.01,0.1,1"}
+_PATHS = {**_MODEL, "split": "test", "pairs": 30, "spacing": 1e-3, "pictures": 2}
+_DETECTION = {**_MODEL, "split": "test", "limit": 100, "directions": 10, "scales": "1.02,2", "noise": False}
+
+
 def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = False) -> int:
     """Scan the bundled digits and procedural shapes, print what was found, write the report.
 
     First the influence of whole images and of every layer on all digits; then maps of single pixels and squares, and
     one-pixel attacks, for the five strangest. Then the semantic space of a few digits (rotation and scale), and that of
     rendered shapes (azimuth and elevation of the camera) for two networks, of which one was trained on views from the
-    front only. Last the class paths of a network before training, trained on shuffled labels, and trained. A second run
-    finds networks and scans complete and only prints and writes again.
+    front only. Then the class paths of a network before training, trained on shuffled labels, and trained. Last the
+    decision boundaries near digits for a network with kinks and a smooth one: distance, curvature, whether classes are
+    connected, and whether curvature tells perturbed digits. A second run finds networks and scans complete and only
+    prints and writes again.
 
     Args:
         out: Directory of the scans and the report.
@@ -103,6 +112,12 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
         networks = [workspace.scan(name, kind="semantic", model=model, **_SHAPES) for name, model in _NETWORKS.items()]
         conditions.train()
         conditions.scan()
+        boundaries = [
+            workspace.scan(f"{name}-boundary", kind="boundary", model=model, **_BOUNDARIES)
+            for name, model in model_names(BUNDLED_MODELS).items()
+        ]
+        paths = workspace.scan("paths", kind="paths", **_PATHS)
+        detection = workspace.scan("detection", kind="detect", **_DETECTION)
     workspace.show("Percentiles of FI of the whole image, by split", _PERCENTILES, [whole])
     workspace.show("The five strangest digits: the largest FI", _STRANGEST, [whole])
     workspace.show("Share for which FI is (1 - p)/p, and says no more than the softmax", _AT_BOUND, [whole, pixels])
@@ -112,4 +127,11 @@ def run_demo(out: str | os.PathLike[str], run: Mapping[str, Any], quiet: bool = 
     workspace.show("Share of the poses in which shapes keep their class", _ROBUST, networks)
     conditions.show_summary()
     conditions.say_fit()
-    return workspace.finish([whole, pixels, turned, *networks, *conditions.directories])
+    workspace.show("Distance to the decision boundary", boundary_curvature.DISTANCES, boundaries)
+    workspace.show("Mean curvature of the boundary", boundary_curvature.SUMMARY, boundaries)
+    workspace.show(
+        "Paths between points of one predicted class, within the class", boundary_topology.CONNECTED, [paths]
+    )
+    workspace.show("Areas under the ROC curves: perturbed digits against digits", boundary_detection.AREAS, [detection])
+    scans = [whole, pixels, turned, *networks, *conditions.directories, *boundaries, paths, detection]
+    return workspace.finish(scans)

@@ -118,7 +118,9 @@ def _norm_sections(database: ResultDatabase, scans: Sequence[ScanTables]) -> lis
         "Table 1 of Fawzi et al. (2018): the closer to 1, the more of the perturbation lies in S."
     )
     for m, size in dict.fromkeys(filter(None, map(_dimensions, known))):
-        caption += f" S has {m:,} of {size:,} dimensions, so that random vectors have about {number((m / size) ** 0.5)}."
+        caption += (
+            f" S has {m:,} of {size:,} dimensions, so that random vectors have about {number((m / size) ** 0.5)}."
+        )
     table = Table(caption, heads, cells, frozenset(range(1, len(heads))))
     title = "Perturbations projected on S"
     return [Section(f"{title}, all scans" if several else title, [table])]

@@ -15,24 +15,28 @@ from raysense.digits import trained_on_digits
 
 
 class PlainNet(nn.Module):
-    """Three convolutions with batch normalisation, pooled to 2 x 2, then two linear layers."""
+    """Three convolutions with batch normalisation, pooled to 2 x 2, then two linear layers.
 
-    def __init__(self, channels: int, classes: int, width: int) -> None:
+    ``smooth`` makes it differentiable everywhere: GELU instead of ReLU, and means instead of maxima.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int, smooth: bool = False) -> None:
         super().__init__()
-        self.stage1 = _convolution(channels, width)
-        self.stage2 = _convolution(width, 2 * width)
-        self.stage3 = _convolution(2 * width, 2 * width)
-        self.halve = nn.MaxPool2d(2)
+        activation = nn.GELU if smooth else nn.ReLU
+        self.stage1 = _convolution(channels, width, activation)
+        self.stage2 = _convolution(width, 2 * width, activation)
+        self.stage3 = _convolution(2 * width, 2 * width, activation)
+        self.halve = nn.AvgPool2d(2) if smooth else nn.MaxPool2d(2)
         self.pool = nn.AdaptiveAvgPool2d(2)
         self.hidden = nn.Linear(8 * width, 4 * width)
-        self.relu = nn.ReLU()
+        self.activation = activation()
         self.output = nn.Linear(4 * width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``[N, classes]`` of images ``[N, channels, H, W]``, H and W at least 8."""
         features = self.halve(self.stage2(self.halve(self.stage1(images))))
         features = self.pool(self.stage3(features)).flatten(1)
-        return self.output(self.relu(self.hidden(features)))  # type: ignore[no-any-return]
+        return self.output(self.activation(self.hidden(features)))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
@@ -74,11 +78,11 @@ class ResidualNet(nn.Module):
         return self.output(features.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def plain(channels: int = 1, classes: int = 10, width: int = 16, seed: int = 0) -> PlainNet:
+def plain(channels: int = 1, classes: int = 10, width: int = 16, seed: int = 0, smooth: bool = False) -> PlainNet:
     """Return a `PlainNet` with random weights; ``width`` is the number of channels of its first convolution."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return PlainNet(channels, classes, width)
+        return PlainNet(channels, classes, width, smooth)
 
 
 def residual(channels: int = 1, classes: int = 10, width: int = 16, seed: int = 0) -> ResidualNet:
@@ -93,11 +97,16 @@ def plain_digits(width: int = 16, seed: int = 0) -> PlainNet:
     return trained_on_digits("plain", partial(plain, width=width), seed)
 
 
+def smooth_digits(width: int = 16, seed: int = 0) -> PlainNet:
+    """Return a smooth `PlainNet` trained on the bundled digits, from the cache where it has been trained before."""
+    return trained_on_digits("smooth", partial(plain, width=width, smooth=True), seed)
+
+
 def residual_digits(width: int = 16, seed: int = 0) -> ResidualNet:
     """Return a `ResidualNet` trained on the bundled digits, from the cache where it has been trained before."""
     return trained_on_digits("residual", partial(residual, width=width), seed)
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Sequential:
-    """Return a 3 x 3 convolution with batch normalisation and ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+def _convolution(inputs: int, outputs: int, activation: type[nn.Module]) -> nn.Sequential:
+    """Return a 3 x 3 convolution with batch normalisation and an activation."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), activation())
