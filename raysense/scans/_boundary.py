@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raysense.batching import BatchSizer, memory_gauge
-from raysense.loading import as_float
 from raysense.measures.boundary.curvature import (
     Spectrum,
     curvature_at_steps,
@@ -21,14 +17,11 @@ from raysense.measures.boundary.curvature import (
 )
 from raysense.measures.boundary.deepfool import FOUND, NAMES, NearestBoundary, nearest_boundary
 from raysense.measures.boundary.shape_operator import ShapeOperator
-from raysense.measures.gradients import forward
 from raysense.options import ComputeOptions
-from raysense.scans._records import Records
-from raysense.scans._sampled import class_scores, open_samples, samples_table
+from raysense.scans._measured import Batch, MeasuringComputer, Rows
 from raysense.scans._second_order import SecondOrder, second_order_of
 from raysense.scans._seeds import seed_of
-from raysense.scans._streamed import in_streamed_batches
-from raysense.scans.base import Computer, Prepared, Unit
+from raysense.scans.base import Prepared
 from raysense.scans.boundary import BoundaryScan, BoundarySpec
 
 _NOT_COMPUTED = {
@@ -66,90 +59,41 @@ class _Curves(NamedTuple):
     whole: Spectrum | None
 
 
-class BoundaryComputer(Computer):
+class BoundaryComputer(MeasuringComputer):
     """The boundary scan opened in one process."""
 
     def __init__(self, spec: BoundarySpec, prepared: Prepared, options: ComputeOptions) -> None:
-        self._spec, self._prepared = spec, prepared
-        loaded, self._loader, self.device = open_samples(spec, prepared, options)
-        self._module = loaded.module
+        super().__init__(spec, prepared, options, BoundaryScan(spec).tables())
+        self._spec = spec
         self._second = second_order_of(prepared) if spec.curvature or spec.step_study else SecondOrder("exact", None)
-        self._labels = prepared.listing["label"].to_numpy()
-        self._ids = prepared.listing["sample_id"]
-        self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
-        own = BoundaryScan(spec).tables()
-        self._schemas = {name: schema for name, schema in own.items() if name not in ("samples", "units")}
 
-    @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Samples per batch, as chosen so far."""
-        return self._sizer.size
-
-    def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
-        """The tables of one unit."""
-        errors: dict[int, str] = {}
-        scores: dict[int, tuple[int, float, float]] = {}
-        records = Records(self._schemas)
-        in_streamed_batches(
-            self._loader,
-            unit,
-            upcoming,
-            self._sizer,
-            errors,
-            lambda rows, images: self._measure(rows, images, scores, errors, records),
-        )
-        samples = samples_table(self._prepared, unit.start, unit.stop, scores, errors)
-        return {"samples": samples, **records.tables()}
-
-    def close(self) -> None:
-        """End the loader processes."""
-        self._loader.close()
-
-    def _measure(
-        self,
-        rows: Sequence[int],
-        images: np.ndarray,
-        scores: dict[int, tuple[int, float, float]],
-        errors: dict[int, str],
-        records: Records,
-    ) -> None:
-        """Measure a batch; notes nothing unless all of it succeeds."""
+    def measured(self, batch: Batch) -> Rows:
+        """Rows of all tables but samples and units."""
         spec = self._spec
-        batch = as_float(images, self.device)
-        labels = torch.as_tensor(self._labels[list(rows)].astype(np.int64))
-        logits = forward(self._module, batch)
-        finite = logits.isfinite().all(1)
-        good = finite.nonzero().squeeze(1)
-        kept = [rows[position] for position in good.tolist()]
-        found = batch[good]
-        from_class = logits[good].argmax(1) if spec.region == "predicted" else labels.to(self.device)[good]
         nearest = nearest_boundary(
             self._module,
-            found,
-            from_class,
+            batch.images,
+            batch.logits.argmax(1) if spec.region == "predicted" else batch.labels,
             norm=spec.norm,
             candidates=spec.candidates,
             max_iterations=spec.max_iterations,
-            box=(0.0, 1.0) if spec.box else None,
+            box=spec.bounds,
             tolerance=spec.tolerance,
             polish=spec.polish,
         )
-        curved = self._curved(nearest, kept)
-        known = class_scores(logits[good].cpu(), labels[good.cpu()])
-        ids = self._ids.take(pa.array(kept, pa.int64())).to_pylist()
-        boundary, others = self._boundary_rows(ids, found, nearest), curved.others
+        curved = self._curved(nearest, batch.ids)
+        boundary = self._boundary_rows(batch, nearest)
         for place, entry in curved.boundary.items():
             boundary[place].update(entry)
-        # Nothing above is kept where memory runs out, so that the batch can be done again in halves.
-        errors.update({rows[at]: "logits are not finite" for at in (~finite).nonzero().squeeze(1).tolist()})
-        scores.update(dict(zip(kept, known, strict=True)))
-        records.add("boundary", boundary)
-        for table, entries in others.items():
-            records.add(table, [{"sample_id": ids[place], **entry} for place, entry in entries])
+        others = {
+            table: [{"sample_id": batch.ids[place], **entry} for place, entry in entries]
+            for table, entries in curved.others.items()
+        }
+        return {"boundary": boundary, **others}
 
-    def _boundary_rows(self, ids: Sequence[str], images: Tensor, nearest: NearestBoundary) -> list[dict[str, Any]]:
+    def _boundary_rows(self, batch: Batch, nearest: NearestBoundary) -> list[dict[str, Any]]:
         order = 2 if self._spec.norm == "l2" else torch.inf
-        norms = torch.linalg.vector_norm(images.flatten(1).double(), ord=order, dim=1).tolist()
+        norms = torch.linalg.vector_norm(batch.images.flatten(1).double(), ord=order, dim=1).tolist()
         columns = {
             name: getattr(nearest, name).tolist()
             for name in ("from_class", "to_class", "distance", "iterations", "residual", "alignment", "slack")
@@ -157,7 +101,7 @@ class BoundaryComputer(Computer):
         columns["gradient_norm"] = nearest.gradient_norm.tolist()
         columns["status"] = [NAMES[status] for status in nearest.status.tolist()]
         made = []
-        for place, (sample_id, norm) in enumerate(zip(ids, norms, strict=True)):
+        for place, (sample_id, norm) in enumerate(zip(batch.ids, norms, strict=True)):
             row = {name: values[place] for name, values in columns.items()}
             row["to_class"] = None if row["to_class"] < 0 else row["to_class"]
             # All classes were looked at: no other can be nearer.
@@ -165,7 +109,7 @@ class BoundaryComputer(Computer):
             made.append({"sample_id": sample_id, "norm": self._spec.norm, "image_norm": norm, **row, **_NOT_COMPUTED})
         return made
 
-    def _curved(self, nearest: NearestBoundary, rows: Sequence[int]) -> _Curved:
+    def _curved(self, nearest: NearestBoundary, ids: Sequence[str]) -> _Curved:
         """What is asked for of the curvature, at the points that were found."""
         spec, result = self._spec, _Curved({}, {})
         places = (nearest.status == FOUND).nonzero().squeeze(1)
@@ -178,8 +122,7 @@ class BoundaryComputer(Computer):
             return result
         at = nearest.points[places], nearest.from_class[places], nearest.to_class[places]
         chosen = places.tolist()
-        ids = self._ids.take(pa.array([rows[place] for place in chosen], pa.int64())).to_pylist()
-        seeds = [seed_of(spec.seed, "curvature", sample_id) for sample_id in ids]
+        seeds = [seed_of(spec.seed, "curvature", ids[place]) for place in chosen]
         for place in chosen:
             result.boundary[place] = {"method": self._second.derivatives, "step": self._second.step}
         self._add_means(result, chosen, at, seeds)

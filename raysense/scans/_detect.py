@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from raysense.batching import BatchSizer, memory_gauge
-from raysense.loading import as_float
 from raysense.measures.boundary.deepfool import FOUND, nearest_boundary
 from raysense.measures.boundary.detection import detect
 from raysense.measures.boundary.margins import UnitVectors
-from raysense.measures.gradients import forward
 from raysense.options import ComputeOptions
-from raysense.scans._detect_tables import DETECTIONS
 from raysense.scans._draws import runs_of_sizer
-from raysense.scans._records import Records
-from raysense.scans._sampled import class_scores, open_samples, prepare_samples, samples_table
+from raysense.scans._measured import Batch, MeasuringComputer, Rows
+from raysense.scans._sampled import prepare_samples
 from raysense.scans._second_order import examined_derivatives, second_order_of
 from raysense.scans._seeds import seed_of
-from raysense.scans._streamed import in_streamed_batches
-from raysense.scans.base import Computer, Prepared, Unit
-from raysense.scans.detect import DetectSpec
+from raysense.scans.base import Prepared
+from raysense.scans.detect import DetectScan, DetectSpec
 
 
 class _Versions(NamedTuple):
@@ -65,56 +59,20 @@ def _passes(spec: DetectSpec, classes: int) -> int:
     return versions * (2 * spec.directions + 3 * others)
 
 
-class DetectComputer(Computer):
+class DetectComputer(MeasuringComputer):
     """The detection scan opened in one process."""
 
     def __init__(self, spec: DetectSpec, prepared: Prepared, options: ComputeOptions) -> None:
-        self._spec, self._prepared = spec, prepared
-        loaded, self._loader, self.device = open_samples(spec, prepared, options)
-        self._module = loaded.module
+        super().__init__(spec, prepared, options, DetectScan(spec).tables())
+        self._spec = spec
         self._second = second_order_of(prepared)
-        self._labels = prepared.listing["label"].to_numpy()
-        self._ids = prepared.listing["sample_id"]
-        gauge = memory_gauge(self.device, options.threads)
         # A batch of samples has many times as many versions and directions, which go in runs of their own size.
-        self._sizer, self._run_sizer = (BatchSizer(options.batch_size, gauge) for _ in range(2))
+        self._run_sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
 
-    @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Samples per batch, as chosen so far."""
-        return self._sizer.size
-
-    def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
-        """The tables of one unit."""
-        errors: dict[int, str] = {}
-        scores: dict[int, tuple[int, float, float]] = {}
-        records = Records({"detections": DETECTIONS})
-
-        def work(rows: list[int], images: np.ndarray) -> None:
-            batch = as_float(images, self.device)
-            logits = forward(self._module, batch)
-            finite = logits.isfinite().all(1)
-            good = finite.nonzero().squeeze(1)
-            kept = [rows[place] for place in good.tolist()]
-            found = self._detections(kept, batch[good], logits[good].argmax(1).tolist()) if kept else []
-            labels = torch.as_tensor(self._labels[kept].astype(np.int64))
-            # Nothing is kept before this, so that a batch that exhausts memory can be done again in halves.
-            scores.update(dict(zip(kept, class_scores(logits[good].cpu(), labels), strict=True)))
-            errors.update({rows[place]: "logits are not finite" for place in (~finite).nonzero().squeeze(1).tolist()})
-            records.add("detections", found)
-
-        in_streamed_batches(self._loader, unit, upcoming, self._sizer, errors, work)
-        samples = samples_table(self._prepared, unit.start, unit.stop, scores, errors)
-        return {"samples": samples, **records.tables()}
-
-    def close(self) -> None:
-        """End the loader processes."""
-        self._loader.close()
-
-    def _detections(self, rows: Sequence[int], images: Tensor, originals: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows of a batch of images whose logits are finite."""
+    def measured(self, batch: Batch) -> Rows:
+        """Rows of table detections."""
         spec = self._spec
-        ids = [str(name) for name in self._ids.take(pa.array(rows, pa.int64())).to_pylist()]
+        ids, images, originals = batch.ids, batch.images, batch.logits.argmax(1).tolist()
         versions = self._versions(ids, images)
         named = list(zip(versions.places, versions.attacks, versions.scales, strict=True))
         found = detect(
@@ -157,12 +115,12 @@ class DetectComputer(Computer):
                     "step": self._second.step,
                 }
             )
-        return made
+        return {"detections": made}
 
     def _versions(self, ids: Sequence[str], images: Tensor) -> _Versions:
         """Every image as it is and, where its boundary was found, beyond it and with noise of the same norms."""
         spec = self._spec
-        box = (0.0, 1.0) if spec.box else None
+        box = spec.bounds
         nearest = nearest_boundary(
             self._module, images, candidates=spec.candidates, max_iterations=spec.max_iterations, box=box
         )

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raysense.batching import BatchSizer, memory_gauge
 from raysense.errors import RaysenseError, SampleError
 from raysense.loading import as_float
 from raysense.measures.boundary.deepfool import FOUND, nearest_boundary
@@ -20,12 +18,11 @@ from raysense.measures.boundary.shared import noise_in, projected_share, relativ
 from raysense.measures.gradients import forward
 from raysense.options import ComputeOptions
 from raysense.scans._directions_base import CurvedDirections
-from raysense.scans._records import Records
-from raysense.scans._sampled import class_scores, open_samples, sample_decoder, samples_table
+from raysense.scans._measured import Batch, MeasuringComputer, Rows
+from raysense.scans._sampled import sample_decoder
 from raysense.scans._second_order import second_order_of
 from raysense.scans._seeds import seed_of
-from raysense.scans._streamed import in_streamed_batches
-from raysense.scans.base import Computer, Prepared, Unit
+from raysense.scans.base import Prepared
 from raysense.scans.directions import DirectionsScan, DirectionsSpec
 
 _TRIED = 20
@@ -34,13 +31,12 @@ Entries = list[tuple[int, dict[str, Any]]]
 """Rows of a table, each with the position in the batch of its sample."""
 
 
-class DirectionsComputer(Computer):
+class DirectionsComputer(MeasuringComputer):
     """The scan of shared directions opened in one process."""
 
     def __init__(self, spec: DirectionsSpec, prepared: Prepared, options: ComputeOptions) -> None:
-        self._spec, self._prepared = spec, prepared
-        loaded, self._loader, self.device = open_samples(spec, prepared, options)
-        self._module = loaded.module
+        super().__init__(spec, prepared, options, DirectionsScan(spec).tables())
+        self._spec = spec
         self._decoder = sample_decoder(spec, prepared)
         self._second = second_order_of(prepared)
         facts = prepared.facts["directions"]
@@ -50,63 +46,17 @@ class DirectionsComputer(Computer):
         found = torch.tensor(base.directions(facts["units"]), device=self.device)
         self._basis = shared_directions(found, facts["shared"]).basis
         self._image_norm = float(facts["image_norm"])
-        self._labels = prepared.listing["label"].to_numpy()
-        self._ids = prepared.listing["sample_id"]
-        self._sizer = BatchSizer(options.batch_size, memory_gauge(self.device, options.threads))
-        own = DirectionsScan(spec).tables()
-        self._schemas = {name: schema for name, schema in own.items() if name not in ("samples", "units")}
 
-    @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Samples per batch, as chosen so far."""
-        return self._sizer.size
-
-    def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
-        """The tables of one unit."""
-        errors: dict[int, str] = {}
-        scores: dict[int, tuple[int, float, float]] = {}
-        records = Records(self._schemas)
-        in_streamed_batches(
-            self._loader,
-            unit,
-            upcoming,
-            self._sizer,
-            errors,
-            lambda rows, images: self._measure(rows, images, scores, errors, records),
-        )
-        samples = samples_table(self._prepared, unit.start, unit.stop, scores, errors)
-        return {"samples": samples, **records.tables()}
-
-    def close(self) -> None:
-        """End the loader processes."""
-        self._loader.close()
-
-    def _measure(
-        self,
-        rows: Sequence[int],
-        images: np.ndarray,
-        scores: dict[int, tuple[int, float, float]],
-        errors: dict[int, str],
-        records: Records,
-    ) -> None:
-        """Measure a batch; notes nothing unless all of it succeeds."""
-        batch = as_float(images, self.device)
-        logits = forward(self._module, batch)
-        finite = logits.isfinite().all(1)
-        good = finite.nonzero().squeeze(1)
-        kept = [rows[position] for position in good.tolist()]
-        ids = self._ids.take(pa.array(kept, pa.int64())).to_pylist()
-        known = class_scores(logits[good].cpu(), torch.as_tensor(self._labels[kept].astype(np.int64)))
-        found, predicted = batch[good], logits[good].argmax(1)
+    def measured(self, batch: Batch) -> Rows:
+        """Rows of all tables but samples and units."""
         tables = {
-            "direction_noise": list(self._noise(found, predicted, ids)),
-            **self._at_boundary(found, kept, ids),
+            "direction_noise": list(self._noise(batch.images, batch.logits.argmax(1), batch.ids)),
+            **self._at_boundary(batch.images, batch.rows, batch.ids),
         }
-        # Nothing above is kept where memory runs out, so that the batch can be done again in halves.
-        errors.update({rows[at]: "logits are not finite" for at in (~finite).nonzero().squeeze(1).tolist()})
-        scores.update(dict(zip(kept, known, strict=True)))
-        for table, entries in tables.items():
-            records.add(table, [{"sample_id": ids[place], **entry} for place, entry in entries])
+        return {
+            table: [{"sample_id": batch.ids[place], **entry} for place, entry in entries]
+            for table, entries in tables.items()
+        }
 
     def _at_boundary(self, images: Tensor, rows: Sequence[int], ids: Sequence[str]) -> dict[str, Entries]:
         """Curvature along the shared directions at the nearest boundary, and perturbations projected on their span."""
@@ -116,7 +66,7 @@ class DirectionsComputer(Computer):
             images,
             candidates=spec.candidates,
             max_iterations=spec.max_iterations,
-            box=(0.0, 1.0) if spec.box else None,
+            box=spec.bounds,
         )
         at = (nearest.status == FOUND).nonzero().squeeze(1)
         places = at.tolist()

@@ -82,7 +82,7 @@ class PathsComputer(Computer):
         self._runs, self._gradient_runs = runs_of_sizer(self._sizer), runs_of_sizer(self._gradient_sizer)
         self._pool = SamplePool(spec, prepared, self._module, self.device, self._runs)
         self._shape = tuple(prepared.facts["model"]["input_shape"])
-        self._box = (0.0, 1.0) if spec.box else None
+        self._box = spec.bounds
         self._schemas = {name: schema for name, schema in PathsScan(spec).tables().items() if name != "units"}
 
     @property

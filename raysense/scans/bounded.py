@@ -18,6 +18,11 @@ class SearchSpec(SampledSpec):
     max_iterations: int = Field(50, ge=1, description="steps to cross the boundary, at the most")
     box: bool = Field(False, description="stay within [0, 1]: the nearest boundary point that is an image")
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Values that boundary points may have; None for any."""
+        return (0.0, 1.0) if self.box else None
+
 
 class CurvedSpec(SearchSpec):
     """And how the boundary's curvature is found."""
