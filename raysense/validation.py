@@ -54,6 +54,8 @@ def _wanted(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "finite_number":
+        return "a finite number"
     if error["type"].startswith(("int_", "float_")):
         return "a whole number" if error["type"].startswith("int_") else "a number"
     if error["type"] in _COMPARISONS:

@@ -225,6 +225,101 @@ def test_a_relu_network_is_flat_almost_everywhere_and_curved_at_a_scale() -> Non
     assert 0 < spread.stderr < spread.curvatures.abs().mean()
 
 
+def relu_network(size: int) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(size, 96), nn.ReLU(), nn.Linear(96, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    return network.double().requires_grad_(False)
+
+
+def test_more_bases_divide_the_noise_that_spreads_the_ends() -> None:
+    network, point, classes = relu_network(30), images(1)[0], [value[0] for value in pair(1)]
+
+    def spectra(count: int, bases: int, first: int) -> tuple[Tensor, Tensor, float, float]:
+        """Ends and means of the curvatures with several seeds, and means of asymmetry and standard error."""
+        found = [
+            spectrum(network, point, *classes, "differences", 0.5, seed=seed, bases=bases)
+            for seed in range(first, first + count)
+        ]
+        curvatures = torch.stack([one.curvatures for one in found])
+        asymmetry, stderr = (sum(getattr(one, name) for one in found) / count for name in ("asymmetry", "stderr"))
+        return curvatures[:, [0, -1]], curvatures.mean(1), asymmetry, stderr
+
+    reference = spectra(1, 300, 1000)[0][0]
+    ends, means, asymmetry, stderr = spectra(24, 1, 0)
+    beyond = ends.mean(0) / reference - 1
+    assert (beyond > 0.04).all()
+    assert means.std() < stderr < 5 * means.std()  # orthonormal directions are not independent
+    ends, fewer, less, error = spectra(12, 8, 100)
+    assert (ends.mean(0) / reference - 1).abs().max() < 0.08
+    assert (ends.mean(0) / reference - 1 < beyond / 2).all()
+    assert less == pytest.approx(asymmetry / math.sqrt(8), rel=0.3)
+    assert error == pytest.approx(means.std().item() / math.sqrt(8), rel=0.4)
+    assert error == pytest.approx(fewer.std().item(), rel=0.6)
+    # The first basis is the same.
+    one, two = (spectrum(network, point, *classes, "differences", 0.5, seed=1, bases=bases) for bases in (1, 2))
+    assert 0 < abs(one.curvatures.mean() - two.curvatures.mean()) < 4 * one.stderr
+    smooth, points = smooth_network()
+    for bases in (1, 3):
+        exact = spectrum(smooth, points[0], *classes, "exact", bases=bases)
+        torch.testing.assert_close(exact.curvatures, spectrum(smooth, points[0], *classes, "exact").curvatures)
+        assert exact.stderr == 0
+    with pytest.raises(ValueError, match="bases 0 "):
+        spectrum(network, point, *classes, "differences", 0.5, bases=0)
+
+
+@pytest.mark.parametrize(("derivatives", "step"), EXACT_AND_DIFFERENCES)
+def test_directions_of_the_largest_magnitudes_are_kept(derivatives: Derivatives, step: float | None) -> None:
+    network, points = smooth_network()
+    classes = [value[0] for value in pair(1)]
+    every = spectrum(network, points[0], *classes, derivatives, step)
+    order = every.curvatures.abs().argsort(descending=True)
+    assert (every.curvatures[order[:5]] < 0).any()
+    for keep in (0, 5, 31, 99):
+        found = spectrum(network, points[0], *classes, derivatives, step, keep=keep)
+        torch.testing.assert_close(found.curvatures, every.curvatures)
+        torch.testing.assert_close(found.residual, every.residual, rtol=0, atol=1e-9)
+        torch.testing.assert_close(found.directions, every.directions[order[:keep]])
+        lost = spectrum(network, points[0] / 0, *classes, derivatives, step, keep=keep)
+        assert lost.directions.isnan().all()
+        assert (lost.directions.shape, lost.residual.shape) == (found.directions.shape, (31,))
+    with pytest.raises(ValueError, match="keep -1 "):
+        spectrum(network, points[0], *classes, derivatives, step, keep=-1)
+
+
+def test_passes_shrink_with_the_batch_and_the_size_that_is_allowed() -> None:
+    network, sizes = relu_network(30), []
+
+    def model(batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        return network(batch)
+
+    classes = [value[0] for value in pair(1)]
+    for derivatives, allowed, most in (("differences", 1, 2), ("differences", 7, 6), ("exact", 1, 1), ("exact", 7, 7)):
+        sizes.clear()
+        spectrum(model, images(1)[0], *classes, derivatives, 0.1, pass_size=allowed)
+        assert max(sizes) == most
+    operator = ShapeOperator(model, images(2), *pair(2), "differences", 0.1)
+    for allowed, most in ((1, 4), (7, 4), (8, 8)):
+        sizes.clear()
+        extreme_curvatures(operator, 1, range(2), iterations=3, samples=4, pass_size=allowed)
+        assert max(sizes) == most
+
+
+@pytest.mark.parametrize(("derivatives", "step"), EXACT_AND_DIFFERENCES)
+def test_no_graph_is_left_where_parameters_require_grad(derivatives: Derivatives, step: float | None) -> None:
+    network, points = smooth_network()
+    network.requires_grad_(True)
+    operator = ShapeOperator(network, points, *pair(3), derivatives, step)
+    extremes = extreme_curvatures(operator, 1, range(3), iterations=4)
+    found = spectrum(network, points[0], *(value[0] for value in pair(1)), derivatives, step)
+    tensors = [operator.normal, operator.gradient_norm, *mean_curvature(operator, range(3), 2)]
+    tensors += [extremes.curvatures, extremes.residuals, extremes.directions]
+    tensors += [found.curvatures, found.directions, found.residual]
+    assert not any(value.requires_grad for value in tensors)
+
+
 def test_a_crease_has_the_curvature_of_its_angle_over_the_step() -> None:
     """F = y + a |x| turns its normal by 2a over the length 2h."""
     model = margin_model(lambda x: x[:, 1] + 0.7 * x[:, 0].abs())

@@ -171,9 +171,44 @@ def test_what_is_not_finite_stays_where_it_is(how: dict[str, Any]) -> None:
     found = detect(model, x, SEEDS, directions=4, **how)
     assert found.rho.isfinite().tolist() == [True, False, False]
     assert found.recovered[1:].tolist() == [-1, -1]
+    assert found.n_classes.tolist() == [3, 0, 0]
+    assert found.curvature[1:].isnan().all()
     assert not found.perturbed(-100.0)[1:].any()
     alone = detect(network, images(3)[:1], SEEDS[:1], directions=4, **how)
     torch.testing.assert_close(found.rho[:1], alone.rho, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("how", [{"derivatives": "exact"}, {"derivatives": "differences", "step": 0.1}])
+def test_a_class_without_a_normal_is_left_out(how: dict[str, Any]) -> None:
+    """At the second image class 1 has the predicted class's gradient, or one that is not finite."""
+    network, x = tiny_network(4), images(3)
+    predicted = int(network(x[1:2]).argmax())
+    other = (predicted + 1) % 4
+    expected = detect(network, x, SEEDS, directions=4, **how)
+    left = expected.classes[1] != other
+    terms = expected.curvature[1, left]
+    for spoil in (lambda own: own - 1, lambda own: own * (1e308 * own - 1e308 * own.detach()) * 1e308):
+
+        def model(batch: Tensor, spoil: Any = spoil) -> Tensor:
+            logits = network(batch)
+            here = ((batch - x[1]).flatten(1).norm(dim=1) < 1)[:, None] & (torch.arange(4) == other)
+            return torch.where(here, spoil(logits[:, [predicted]]), logits)
+
+        found = detect(model, x, SEEDS, directions=4, **how)
+        assert found.n_classes.tolist() == [3, 2, 3]
+        place = found.classes[1] == other
+        assert found.curvature[1].isnan().tolist() == place.tolist()
+        torch.testing.assert_close(found.curvature[1, ~place], terms)
+        torch.testing.assert_close(found.rho[1], terms.sum() / 3)
+        assert found.stderr.isfinite().all()
+        assert found.recovered[1] == expected.classes[1, left][terms.argmax()]
+        torch.testing.assert_close(found.rho[[0, 2]], expected.rho[[0, 2]])
+
+
+@pytest.mark.parametrize("how", [{"derivatives": "exact"}, {"derivatives": "differences", "step": 0.1}])
+def test_no_graph_is_left_where_parameters_require_grad(how: dict[str, Any]) -> None:
+    found = detect(tiny_network(4).requires_grad_(True), images(2), [1, 2], directions=3, **how)
+    assert not any(value.requires_grad for value in vars(found).values())
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -115,11 +115,15 @@ def test_detection_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("run", "options", "message"),
     [
         (run_curvature, {"curvature": "means"}, "curvature"),
-        (run_curvature, {"noise": "-1"}, "noise -1 must be positive"),
+        (run_curvature, {"noise": "-1"}, "noise.* must be positive numbers, each once"),
         (run_curvature, {"directions_split": "trian"}, "trian"),
-        (run_topology, {"k": "1,2"}, "k: 1 images have no convex combinations"),
-        (run_topology, {"scenarios": "data,data"}, "scenarios 'data,data' must name at least one, and each once"),
-        (run_detection, {"scales": "0.5"}, "scales: 0.5 does not leave the class"),
+        (run_topology, {"k": "1,2"}, "k.* must be one or more sizes of at least 2 images"),
+        (
+            run_topology,
+            {"scenarios": "data,data"},
+            "scenarios.* must be one or more of data, adversarial",
+        ),
+        (run_detection, {"scales": "0.5"}, "scales.* must be one or more numbers above 1"),
     ],
 )
 def test_studies_refuse_first(tmp_path: Path, run: Any, options: dict[str, str], message: str) -> None:

@@ -343,6 +343,7 @@ def test_images_outside_the_region() -> None:
     assert (found.to_class[::2] == -1).all()
     assert torch.equal(found.points[::2], x[::2])
     assert torch.isnan(found.alignment[::2]).all()
+    assert torch.isnan(found.slack).tolist() == [True, False] * 4
     assert (found.iterations[::2] == 0).all()
     torch.testing.assert_close(found.distance[1::2], nearest_boundary(model, x).distance[1::2])
     tied = nearest_boundary(lambda batch: batch @ torch.ones(6, 3, dtype=torch.float64), x)
@@ -360,6 +361,7 @@ def test_images_that_cannot_leave() -> None:
         found = nearest_boundary(bounded, x, max_iterations=4, polish=polish)
         assert (found.status == BLOCKED).all()
         assert torch.isnan(found.distance).all()
+        assert torch.isnan(found.slack).all()
         assert torch.equal(found.points, x)
         assert (found.iterations <= 4).all()
     flat = nearest_boundary(lambda batch: batch[:, :2] * 0 + torch.tensor([1.0, 0.0]).double(), x)
@@ -371,6 +373,26 @@ def test_images_that_cannot_leave() -> None:
     assert not missed.reached.any()
     assert torch.isnan(missed.distance).all()
     assert torch.equal(missed.points, x)
+
+
+@pytest.mark.parametrize("lost", [slice(None), [0], [1]])
+def test_images_without_logits_do_not_reach_a_class(lost: slice | list[int]) -> None:
+    """NaN is the largest value to argmax, and its first place the class."""
+    model, x = Affine(3, 6), normal(4, 6, seed=1)
+
+    def spoiled(batch: Tensor) -> Tensor:
+        logits = model(batch)
+        rows = (batch == x[1]).all(1).nonzero()
+        logits[rows, lost] = torch.nan
+        return logits
+
+    target = torch.zeros(4, dtype=torch.int64)
+    found, clean = project_to_class(spoiled, x, target), project_to_class(model, x, target)
+    assert clean.reached.all()
+    assert found.reached.tolist() == [True, False, True, True]
+    assert found.distance[1].isnan()
+    assert torch.equal(found.points[1], x[1])
+    torch.testing.assert_close(found.points[[0, 2, 3]], clean.points[[0, 2, 3]])
 
 
 def test_projection_onto_an_affine_region() -> None:

@@ -82,6 +82,21 @@ def test_curvature_along_them_relative_to_random_directions() -> None:
     assert (relative_curvature(operator, unit[None], (3, 4), 3).curvature.abs() < 1e-12).all()
 
 
+def test_passes_hold_no_more_images_than_allowed_or_two_a_point() -> None:
+    sizes = []
+
+    def model(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return torch.stack((x[:, 0], x.square().sum(1)), dim=1)
+
+    classes = torch.zeros(3, dtype=torch.int64)
+    operator = ShapeOperator(model, normal(3, 5), classes, classes + 1, "differences", 0.1)
+    for allowed, most in ((1, 6), (11, 6), (12, 12)):
+        sizes.clear()
+        relative_curvature(operator, torch.eye(5, dtype=torch.float64)[:2], range(3), 2, pass_size=allowed)
+        assert max(sizes) == most
+
+
 def test_share_of_a_vector_within_the_span() -> None:
     basis = torch.eye(5, dtype=torch.float64)[:2]
     vectors = torch.tensor([[3.0, 0, 4, 0, 0], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.float64)

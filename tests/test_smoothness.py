@@ -53,6 +53,9 @@ KINKED: dict[str, tuple[Function, str]] = {
     "hardsigmoid": (functional.hardsigmoid, "hardsigmoid"),
     "softshrink": (functional.softshrink, "softshrink"),
     "clamp": (lambda x: x.clamp(0.2, 0.8), "clamp"),
+    "clamp from below": (lambda x: x.clamp(min=0.2), "clamp"),
+    "clamp from above": (lambda x: x.clamp(max=0.8), "clamp"),
+    "clamp with a guard and from above": (lambda x: (x + 1).clamp(1e-9, 1.5), "clamp"),
     "clamp_min": (lambda x: x.clamp_min(0.2), "clamp_min"),
     "clamp_min of zero": (lambda x: (x - 0.5).clamp_min(0), "clamp_min"),
     "maximum": (lambda x: torch.maximum(x, 1 - x), "maximum"),
@@ -90,6 +93,7 @@ SMOOTH: dict[str, tuple[Function, set[str]]] = {
 
 AFFINE: dict[str, Function] = {
     "identity": lambda x: x,
+    "guards far below": lambda x: ((x + 1).clamp(min=1e-9) + 1).clamp_min(1e-9),
     "arithmetic": lambda x: 1 - (2 * x + x / 3 - x.mean((2, 3), keepdim=True)),
     "convolution": lambda x: functional.conv2d(x, torch.ones(3, 3, 3, 3), torch.ones(3), padding=1),
     "batch norm": lambda x: functional.batch_norm(x, torch.zeros(3), torch.ones(3), torch.ones(3), torch.ones(3)),

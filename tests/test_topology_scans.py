@@ -325,6 +325,6 @@ def test_scans_are_written_by_a_worker(zoo: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_scanned_is_refused_before_anything_is_computed(zoo: Path) -> None:
     with pytest.raises(UsageError, match="scenarios"):
         prepared("paths", spec_of(zoo, "ball", scenarios="data,data"), ComputeOptions())
-    with pytest.raises(UsageError, match="no convex combinations"):
+    with pytest.raises(UsageError, match="must be one or more sizes of at least 2 images"):
         prepared("convexity", spec_of(zoo, "ball", k="1"), ComputeOptions())
     assert Unit("x", 0, 3).size == 3

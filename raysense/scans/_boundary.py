@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from raysense.measures.boundary.curvature import (
-    Spectrum,
     curvature_at_steps,
     extreme_curvatures,
     mean_curvature,
@@ -33,8 +32,8 @@ _NOT_COMPUTED = {
     "step": None,
     "hessian_asymmetry": None,
 }
-_SPECTRUM_PASS = 32
-"""Images of a pass, of directions at one point, whatever the batch."""
+_MOST_BASES, _BASES_VALUES = 8, 1024
+"""Random bases that a spectrum by differences is averaged over, for small images: up to 8, of about 1024 products."""
 
 _RITZ_TOLERANCE = 1e-2
 _RITZ_ITERATIONS = {"exact": 80, "differences": 40}
@@ -42,21 +41,23 @@ _RITZ_ITERATIONS = {"exact": 80, "differences": 40}
 
 
 class _Curves(NamedTuple):
-    """Principal curvatures of one sample, and where they are among all P - 1.
+    """Principal curvatures of one sample, and where they are among all n = P - 1.
 
     Attributes:
+        n: How many there are.
         ranks: [m], 1 is the largest.
         curvatures: [m] float64, descending.
         residuals: [m] float64.
-        directions: [m, P].
-        whole: The whole spectrum, where it was computed.
+        directions: [k, P], those that are kept, the most curved one first.
+        means: More columns of table ``boundary``, where the spectrum is whole.
     """
 
-    ranks: list[int]
+    n: int
+    ranks: Sequence[int]
     curvatures: Tensor
     residuals: Tensor
     directions: Tensor
-    whole: Spectrum | None
+    means: dict[str, float]
 
 
 class BoundaryComputer(MeasuringComputer):
@@ -153,42 +154,59 @@ class BoundaryComputer(MeasuringComputer):
         spec, points = self._spec, at[0]
         size = points[0].numel()
         if "spectrum" in spec.curvature:
-            made: list[_Curves | None] = []
-            for point, from_class, to_class, seed in zip(*at, seeds, strict=True):
-                pair, images = (from_class, to_class), max(_SPECTRUM_PASS, self._sizer.size)
-                one = spectrum(self._module, point, *pair, *self._second, pass_size=images, seed=seed)
-                made.append(_Curves(list(range(1, size)), one.curvatures, one.residual, one.directions, one))
-            return made
+            return [self._spectrum(*one, seed) for one, seed in zip(zip(*at, strict=True), seeds, strict=True)]
         if "extremes" not in spec.curvature:
             return [None] * len(points)
         operator = ShapeOperator(self._module, *at, *self._second)
         iterations = max(_RITZ_ITERATIONS[self._second.derivatives], 4 * spec.extremes)
-        found = extreme_curvatures(operator, spec.extremes, seeds, _RITZ_TOLERANCE, iterations)
+        found = extreme_curvatures(
+            operator, spec.extremes, seeds, _RITZ_TOLERANCE, iterations, pass_size=2 * self._sizer.size
+        )
         ranks = [*range(1, spec.extremes + 1), *range(size - spec.extremes, size)]
-        parts = zip(found.curvatures, found.residuals, found.directions, strict=True)
-        return [_Curves(ranks, *part, None) for part in parts]
+        most = _most_curved(found.curvatures)[:, : spec.keep_directions]
+        kept = found.directions.gather(1, most[:, :, None].expand(-1, -1, size))
+        parts = zip(found.curvatures, found.residuals, kept, strict=True)
+        return [_Curves(size - 1, ranks, *part, {}) for part in parts]
+
+    def _spectrum(self, point: Tensor, from_class: Tensor, to_class: Tensor, seed: int) -> _Curves:
+        n = point.numel() - 1
+        one = spectrum(
+            self._module,
+            point,
+            from_class,
+            to_class,
+            *self._second,
+            pass_size=2 * self._sizer.size,
+            seed=seed,
+            bases=max(1, min(_MOST_BASES, _BASES_VALUES // n)),
+            keep=self._spec.keep_directions,
+        )
+        mean = {"mean_curvature": float(one.curvatures.mean()), "curvature_stderr": one.stderr}
+        means = {**mean, "hessian_asymmetry": one.asymmetry}
+        return _Curves(n, range(1, n + 1), one.curvatures, one.residual, one.directions, means)
 
     def _add_principal(self, result: _Curved, place: int, curves: _Curves | None) -> None:
         if curves is None or not curves.curvatures.isfinite().all():
             return
         values = curves.curvatures.tolist()
-        entry = result.boundary[place]
-        entry |= {"largest_curvature": values[0], "smallest_curvature": values[-1]}
-        n = curves.directions.shape[1] - 1
-        if curves.whole is not None:
-            mean = {"mean_curvature": float(curves.curvatures.mean()), "curvature_stderr": curves.whole.stderr}
-            entry |= {**mean, "hessian_asymmetry": curves.whole.asymmetry}
+        ends = {"largest_curvature": values[0], "smallest_curvature": values[-1]}
+        result.boundary[place] |= {**ends, **curves.means}
         columns = zip(curves.ranks, values, curves.residuals.tolist(), strict=True)
         result.others.setdefault("curvatures", []).extend(
-            (place, {"rank": rank, "n": n, "curvature": value, "residual": residual})
+            (place, {"rank": rank, "n": curves.n, "curvature": value, "residual": residual})
             for rank, value, residual in columns
         )
-        most = curves.curvatures.abs().argsort(descending=True, stable=True)[: self._spec.keep_directions]
-        kept = curves.directions[most].float().cpu().numpy()
+        kept = curves.directions.float().cpu().numpy()
+        most = _most_curved(curves.curvatures)[: len(kept)].tolist()
         result.others.setdefault("principal_directions", []).extend(
             (place, {"place": number, "curvature": values[at], "direction": direction})
-            for number, (at, direction) in enumerate(zip(most.tolist(), kept, strict=True), start=1)
+            for number, (at, direction) in enumerate(zip(most, kept, strict=True), start=1)
         )
+
+
+def _most_curved(curvatures: Tensor) -> Tensor:
+    """Positions of curvatures [..., m] in the order of their magnitudes, the largest first."""
+    return curvatures.abs().argsort(dim=-1, descending=True, stable=True)
 
 
 class _Curved(NamedTuple):

@@ -11,8 +11,8 @@ from raysense.scans._second_order import examined_derivatives
 from raysense.scans.base import Prepared
 from raysense.scans.boundary import BoundarySpec
 
-_LARGEST_HESSIAN = 2**32
-"""Bytes of a Hessian in float64, three times, that a spectrum may take."""
+_MATRICES, _MOST_BYTES = 6, 2**32
+"""Matrices of P^2 float64 that a spectrum holds at its peak, as measured, and the bytes that they may take."""
 
 _STEPS = 4
 _LANCZOS_PRODUCTS = 60
@@ -35,9 +35,10 @@ def prepare_boundary(spec: BoundarySpec) -> Prepared:
 
 def _check_size(spec: BoundarySpec, images: torch.Tensor) -> None:
     size = images[0].numel()
-    if "spectrum" in spec.curvature and 24 * size**2 > _LARGEST_HESSIAN:
+    needed = _MATRICES * 8 * size**2
+    if "spectrum" in spec.curvature and needed > _MOST_BYTES:
         raise UsageError(
-            f"curvature 'spectrum' of images of {size:,} values needs Hessians of {8 * size**2 / 2**30:.0f} GiB; use "
+            f"curvature 'spectrum' of images of {size:,} values needs {needed / 2**30:.0f} GiB; use "
             "--curvature mean,extremes"
         )
     if "extremes" in spec.curvature and 2 * spec.extremes > size - 1:

@@ -109,7 +109,10 @@ CURVATURES = pa.schema(
             "1 / pixel values",
         ),
     ],
-    metadata={"doc": "one row a sample and principal curvature that was computed: all, or some at both ends"},
+    metadata={
+        "doc": "one row a sample and principal curvature that was computed: all, or some at both ends; by differences, where "
+        "there are kinks, the ends of whole spectra are some percent too far out, and ends alone 10 to 40 % too near 0"
+    },
 )
 
 PRINCIPAL_DIRECTIONS = pa.schema(

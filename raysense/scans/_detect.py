@@ -93,6 +93,7 @@ class DetectComputer(MeasuringComputer):
             "rho": found.rho,
             "rho_stderr": found.stderr,
             "recovered_label": found.recovered,
+            "n_classes": found.n_classes,
             "max_softmax": logits.softmax(1).amax(1),
             "energy": -logits.logsumexp(1),
         }
@@ -109,7 +110,6 @@ class DetectComputer(MeasuringComputer):
                     "scale": scale,
                     "original": originals[place],
                     "recovered_label": None if row["recovered_label"] < 0 else row["recovered_label"],
-                    "n_classes": found.classes.shape[1],
                     "n_directions": spec.directions,
                     "method": self._second.derivatives,
                     "step": self._second.step,

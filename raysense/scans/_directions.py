@@ -17,7 +17,7 @@ from raysense.measures.boundary.shape_operator import ShapeOperator
 from raysense.measures.boundary.shared import noise_in, projected_share, relative_curvature, shared_directions
 from raysense.measures.gradients import forward
 from raysense.options import ComputeOptions
-from raysense.scans._directions_base import CurvedDirections
+from raysense.scans._directions_base import CurvedDirections, content_hash
 from raysense.scans._measured import Batch, MeasuringComputer, Rows
 from raysense.scans._sampled import sample_decoder
 from raysense.scans._second_order import second_order_of
@@ -41,10 +41,10 @@ class DirectionsComputer(MeasuringComputer):
         self._second = second_order_of(prepared)
         facts = prepared.facts["directions"]
         base = CurvedDirections(spec.of)
-        if base.data_fingerprint(facts["units"]) != prepared.facts["fingerprints"]["directions"]:
+        directions = base.directions(facts["units"])
+        if content_hash(directions) != facts["content"]:
             raise RaysenseError(f"of {spec.of!r} is not the scan it was when this one was started; restore it")
-        found = torch.tensor(base.directions(facts["units"]), device=self.device)
-        self._basis = shared_directions(found, facts["shared"]).basis
+        self._basis = shared_directions(torch.tensor(directions, device=self.device), facts["shared"]).basis
         self._image_norm = float(facts["image_norm"])
 
     def measured(self, batch: Batch) -> Rows:
@@ -75,7 +75,7 @@ class DirectionsComputer(MeasuringComputer):
         pair = nearest.from_class[at], nearest.to_class[at]
         operator = ShapeOperator(self._module, nearest.points[at], *pair, *self._second)
         seeds = [seed_of(spec.seed, "random", ids[place]) for place in places]
-        relative = relative_curvature(operator, self._basis, seeds, spec.directions)
+        relative = relative_curvature(operator, self._basis, seeds, spec.directions, pass_size=2 * self._sizer.size)
         how = {"method": self._second.derivatives, "step": self._second.step}
         curvatures: Entries = []
         columns = (relative.rho.tolist(), relative.curvature.tolist(), relative.random_magnitude.tolist())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from raysense.errors import UsageError
+from raysense.measures.boundary.shared import shared_directions
 from raysense.scans import _sampled
 from raysense.scans._results import ScanResults, matrix
 from raysense.scans._sampled import prepare_samples
@@ -18,6 +23,9 @@ from raysense.scans.directions import DirectionsSpec
 
 _SHARED, _OF_VALUES = 200, 3072
 """The slides' S, spanned by 200 directions of CIFAR-10 images."""
+
+
+_RANK_RTOL = 1e-4  # of singular values: smaller ones are errors of directions that are the same otherwise
 
 
 class CurvedDirections(ScanResults):
@@ -37,6 +45,16 @@ class CurvedDirections(ScanResults):
                 f"of {location!r} was run without --keep-directions; run a boundary scan with --curvature extremes "
                 "--keep-directions 10, say, in another directory"
             )
+        if self.document["spec"]["norm"] != "l2":
+            raise UsageError(
+                f"of {location!r} was run with --norm {self.document['spec']['norm']}, and noise is measured in l2; run a "
+                "boundary scan with --norm l2 in another directory"
+            )
+
+    def fingerprint(self) -> str:
+        """Of what was scanned, finished or not."""
+        what = [self.facts["fingerprints"], self.document["spec"]]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def directions(self, units: list[str]) -> np.ndarray:
         """Principal directions of all samples of some units, one below the other, [M, P] float32."""
@@ -45,6 +63,11 @@ class CurvedDirections(ScanResults):
     def image_norm(self, units: list[str]) -> float:
         """Mean norm of the images of some units."""
         return float(pc.mean(self.rows("boundary", units, ("image_norm",))["image_norm"]).as_py() or math.nan)
+
+
+def content_hash(directions: np.ndarray) -> str:
+    """Hash of directions, by which every worker tells that it has the same ones."""
+    return hashlib.sha256(pa.py_buffer(np.ascontiguousarray(directions))).hexdigest()
 
 
 def prepare_directions(spec: DirectionsSpec) -> Prepared:
@@ -76,10 +99,11 @@ def prepare_directions(spec: DirectionsSpec) -> Prepared:
         "units": units,
         "image_norm": base.image_norm(units),
         "directions": len(directions),
+        "content": content_hash(directions),
         "values": size,
         "shared": _shared(spec, directions),
     }
-    prints = {**prepared.facts["fingerprints"], "directions": base.data_fingerprint(units)}
+    prints = {**prepared.facts["fingerprints"], "directions": base.fingerprint()}
     return replace(
         prepared,
         facts={**prepared.facts, "fingerprints": prints, "directions": own},
@@ -90,7 +114,7 @@ def prepare_directions(spec: DirectionsSpec) -> Prepared:
 def current_fingerprints(spec: DirectionsSpec) -> dict[str, str]:
     """Fingerprints of the model, the data, and the boundary scan, as they are now."""
     base = CurvedDirections(spec.of)
-    return {**_sampled.current_fingerprints(spec), "directions": base.data_fingerprint(base.committed_units())}
+    return {**_sampled.current_fingerprints(spec), "directions": base.fingerprint()}
 
 
 def _shared(spec: DirectionsSpec, directions: np.ndarray) -> int:
@@ -100,7 +124,8 @@ def _shared(spec: DirectionsSpec, directions: np.ndarray) -> int:
         UsageError: there are not so many.
     """
     size: int = directions.shape[1]
-    rank = int(np.linalg.matrix_rank(directions.astype(np.float64)))
+    values = shared_directions(torch.tensor(directions), size).singular_values
+    rank = int((values > _RANK_RTOL * values[0]).sum())
     most = min(rank, size - 1)  # of all directions the complement would be empty
     if spec.shared is None:
         return max(1, min(_SHARED, size * _SHARED // _OF_VALUES, most))

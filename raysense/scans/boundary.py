@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raysense.scans.base import Computer, Prepared, Scan
 from raysense.scans.bounded import CurvedSpec
-from raysense.scans.sampled import split_text
+from raysense.scans.sampled import none_or_some, split_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ class BoundarySpec(CurvedSpec):
     @field_validator("curvature", mode="before")
     @classmethod
     def _curvature_list(cls, value: Any) -> Any:
-        return () if value == "none" else split_text(value, ",")
+        return none_or_some(value)
 
     @field_validator("step_study", mode="before")
     @classmethod

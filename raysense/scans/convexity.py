@@ -31,11 +31,8 @@ class ConvexitySpec(SampledSpec):
     @field_validator("k")
     @classmethod
     def _at_least_two(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        for k in value:
-            if k < 2:
-                raise ValueError(f"k: {k} images have no convex combinations but themselves; use 2,3,5, say")
-        if not value or len(set(value)) < len(value):
-            raise ValueError(f"k {value} must name at least one size, and each once; use 2,3,5, say")
+        if not value or len(set(value)) < len(value) or min(value) < 2:
+            raise ValueError("one or more sizes of at least 2 images, each once, such as 2,3,5")
         return value
 
 

@@ -37,13 +37,10 @@ class DetectSpec(CurvedSpec):
     @field_validator("scales")
     @classmethod
     def _beyond(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for scale in value:
-            if not 1 < scale < float("inf"):
-                raise ValueError(
-                    f"scales: {scale:g} does not leave the class, r(x) ends on the boundary; use 1.02,2, say"
-                )
-        if not value or len(set(value)) < len(value):
-            raise ValueError(f"scales {value} must name at least one scale, and each once; use 1.02,2, say")
+        if not value or len(set(value)) < len(value) or not all(1 < scale < float("inf") for scale in value):
+            raise ValueError(
+                "one or more numbers above 1, at which r(x) ends on the boundary, each once, such as 1.02,2"
+            )
         return value
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from raysense.scans.base import Computer, Prepared, Scan
 from raysense.scans.bounded import CurvedSpec
-from raysense.scans.sampled import split_text
+from raysense.scans.sampled import none_or_some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,14 +43,13 @@ class DirectionsSpec(CurvedSpec):
     @field_validator("noise", mode="before")
     @classmethod
     def _magnitudes(cls, value: Any) -> Any:
-        return () if value == "none" else split_text(value, ",")
+        return none_or_some(value)
 
     @field_validator("noise")
     @classmethod
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for magnitude in value:
-            if not 0 < magnitude < float("inf"):
-                raise ValueError(f"noise {magnitude:g} must be positive; use 0.1,0.2,0.3, say")
+        if len(set(value)) < len(value) or not all(0 < magnitude < float("inf") for magnitude in value):
+            raise ValueError("positive numbers, each once, such as 0.1,0.2,0.3, or none")
         return value
 
 

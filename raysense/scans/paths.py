@@ -27,7 +27,7 @@ class PathsSpec(SearchSpec):
     )
     pairs: int = Field(100, ge=1, description="pairs of each scenario")
     spacing: float = Field(
-        1e-4, gt=0, le=0.5, description="distance of the images checked on a path, over that of its ends"
+        1e-4, ge=1e-6, le=0.5, description="distance of the images checked on a path, over that of its ends"
     )
     max_depth: int = Field(12, ge=0, description="recursions, at the most; what is not connected then is reported so")
     pictures: int = Field(0, ge=0, description="cross-sections of the regions for the first N pairs of each scenario")
@@ -42,9 +42,7 @@ class PathsSpec(SearchSpec):
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) < len(value):
-            raise ValueError(
-                f"scenarios {','.join(value)!r} must name at least one, and each once; use data,noise, say"
-            )
+            raise ValueError("one or more of data, adversarial and noise, each once")
         return value
 
 

@@ -49,3 +49,13 @@ def split_text(value: Any, separator: str) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(separator) if part.strip())
     return value
+
+
+def none_or_some(value: Any) -> Any:
+    """The parts of a text between commas, at least one; no parts for ``none``. What is not text stays as it is."""
+    if value == "none":
+        return ()
+    parts = split_text(value, ",")
+    if isinstance(value, str) and not parts:
+        raise ValueError("at least one name or number, or none")
+    return parts

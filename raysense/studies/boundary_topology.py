@@ -30,7 +30,7 @@ class TopologyOptions(BoundaryStudyOptions):
 
     scenarios: str = Field("data,adversarial,noise", description=str(_PATHS["scenarios"].description))
     pairs: int = Field(100, ge=1, description=str(_PATHS["pairs"].description))
-    spacing: float = Field(1e-4, gt=0, le=0.5, description=str(_PATHS["spacing"].description))
+    spacing: float = Field(1e-4, ge=1e-6, le=0.5, description=str(_PATHS["spacing"].description))
     max_depth: int = Field(12, ge=0, description=str(_PATHS["max_depth"].description))
     pictures: int = Field(3, ge=0, description=str(_PATHS["pictures"].description))
     resolution: int = Field(64, ge=8, description=str(_PATHS["resolution"].description))

@@ -48,7 +48,8 @@ class NearestBoundary:
             by a share of 1 - alignment.
         gradient_norm: [N] float64, Euclidean, of F at z.
         slack: [N] float64. A class whose gradient was not looked at can be nearer, in one of the linearised steps, only if
-            its gradient is at least this many times longer than all that were; infinite where all were looked at.
+            its gradient is at least this many times longer than all that were; infinite where all were looked at, and NaN
+            where no boundary point was found.
         n_forward: Images in forward passes.
         n_backward: Images in backward passes.
     """
@@ -154,7 +155,7 @@ def _result(search: Search, images: Tensor) -> NearestBoundary:
         residual=residual,
         alignment=alignment,
         gradient_norm=gradient_norm,
-        slack=search.slack,
+        slack=search.slack.masked_fill(~found, torch.nan),
         n_forward=around.forward,
         n_backward=around.backward,
     )

@@ -20,22 +20,28 @@ _DIRECTION_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Detection:
-    """What Algorithm 2 computes of N images; NaN where a derivative is not finite.
+    """What Algorithm 2 computes of N images.
+
+    A class cannot be measured where its margin has no gradient, and so no normal, or a derivative is not finite; none can
+    be where the image's logits are not finite. It is left out of the mean.
 
     Attributes:
         logits: [N, K].
         predicted: [N] int64, k.
-        classes: [N, C] int64, the other classes whose boundaries were measured, the largest logit first.
+        classes: [N, C] int64, the other classes whose boundaries were asked for, the largest logit first.
+        n_classes: [N] int64, how many of them were measured.
         curvature: [N, C] float64, mean of v' G_F v over the directions, F = f_i - f_k for each of these classes, in
-            1 / pixel values; positive where the region of k is convex.
-        rho: [N] float64, mean over directions and C + 1 classes, that of k itself counting as 0.
+            1 / pixel values; positive where the region of k is convex. NaN where not measured.
+        rho: [N] float64, mean over directions and ``n_classes`` + 1 classes, that of k itself counting as 0; NaN where
+            none was measured.
         stderr: [N] float64, standard error of rho over the directions; NaN for one.
-        recovered: [N] int64, the class whose boundary is curved the most; -1 where rho is NaN.
+        recovered: [N] int64, the measured class whose boundary is curved the most; -1 where there is none.
     """
 
     logits: Tensor
     predicted: Tensor
     classes: Tensor
+    n_classes: Tensor
     curvature: Tensor
     rho: Tensor
     stderr: Tensor
@@ -64,7 +70,7 @@ def detect(
 
     rho = 1 / (L T) sum over i != k and j of v_j' G_i v_j, with F_i = f_i - f_k, n_i = grad F_i / |grad F_i| and
     G_i = (I - n_i n_i') H_i (I - n_i n_i') / |grad F_i|, all at the image itself, not at a boundary point; v_j are uniform
-    on the unit sphere, the same for all classes of an image. L is the number of classes that take part, k among them.
+    on the unit sphere, the same for all classes of an image. L is the number of classes that are measured, and k.
 
     Exact second derivatives are products of :class:`ShapeOperator`. Differences are those of directional derivatives of all
     logits at x + h v and x - h v, one forward-mode pass each, whatever the number of classes; the terms with n_i, which
@@ -103,7 +109,7 @@ def detect(
         _detected(model, images[at : at + group], seeds[at : at + group], directions, top, scale, runs)
         for at in range(0, len(images), group)
     ]
-    fields = ("logits", "predicted", "classes", "curvature", "rho", "stderr", "recovered")
+    fields = ("logits", "predicted", "classes", "n_classes", "curvature", "rho", "stderr", "recovered")
     return Detection(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
@@ -125,17 +131,21 @@ def _detected(
     classes = others.argsort(dim=1, descending=True, stable=True)[:, : min(top, count) if top else count]
     pairs = _Pairs(model, images, predicted, classes, vectors, runs)
     forms = pairs.exact() if step is None else pairs.differences(step)
-    by_direction = forms.sum(1) / (classes.shape[1] + 1)
-    rho, curvature = by_direction.mean(1), forms.mean(2)
+    measured = forms.isfinite().all(2) & logits.isfinite().all(1, keepdim=True)
+    n_classes = measured.sum(1)
+    by_direction = forms.masked_fill(~measured[:, :, None], 0.0).sum(1) / (n_classes[:, None] + 1)
+    by_direction[n_classes == 0] = torch.nan
+    rho, curvature = by_direction.mean(1), forms.mean(2).masked_fill(~measured, torch.nan)
     recovered = classes.gather(1, curvature.nan_to_num(-torch.inf).argmax(1, keepdim=True)).squeeze(1)
     return Detection(
         logits=logits,
         predicted=predicted,
         classes=classes,
+        n_classes=n_classes,
         curvature=curvature,
         rho=rho,
         stderr=by_direction.std(1) / directions**0.5 if directions > 1 else torch.full_like(rho, torch.nan),
-        recovered=torch.where(rho.isfinite(), recovered, -1),
+        recovered=torch.where(n_classes > 0, recovered, -1),
     )
 
 
@@ -210,13 +220,14 @@ class _Pairs:
             slopes = jacobian_product(
                 self._model, torch.cat((points + shift, points - shift)), torch.cat((directions, directions))
             )
-            after, before = slopes.double().chunk(2)
+            # Forward mode records a graph where parameters require grad.
+            after, before = slopes.detach().double().chunk(2)
             bent = (after - before) / (2 * step)
             of_class = bent.gather(1, self._classes[owner]) - bent.gather(1, self._predicted[owner, None])
             self._forms[owner, :, place] = of_class
 
         self._runs(len(self._images) * count, lines)
-        # Where there is no gradient, there is no normal: the others are NaN.
+        # Where there is no gradient, there is no normal: both are not finite.
         return (self._forms + others) / scale[:, :, None]
 
     def _margins(self, start: int, stop: int) -> tuple[Tensor, Margin]:

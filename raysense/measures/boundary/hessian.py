@@ -91,7 +91,7 @@ class AveragedHessian:
         of: F.
         moves: [S, N, P], from the points to those around them.
         reach: h of the differences.
-        pass_size: Most images in one forward pass, but at least 2N.
+        pass_size: Most images in one forward pass, but at least 2N, so that it can be made smaller with N.
     """
 
     of: Margin

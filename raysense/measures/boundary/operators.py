@@ -14,7 +14,7 @@ Kind = Literal["linear", "bend", "kink"]
 
 # Names are those of PyTorch's derivatives.yaml, without variants.
 _KINKED = """
-    abs adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax angle ceil clamp clamp_max copysign cummax cummin
+    abs adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax angle ceil clamp_max copysign cummax cummin
     fake_quantize_learnable_per_channel_affine fake_quantize_learnable_per_tensor_affine
     fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine_cachemask
     fake_quantize_per_tensor_affine_cachemask_tensor_qparams floor fmax fmin fmod frac fractional_max_pool2d
@@ -25,7 +25,7 @@ _KINKED = """
 """
 # Linear, but they keep their input for the backward pass, for its shape.
 _LINEAR = """
-    adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d avg_pool3d batch_norm_no_update clamp_min gather masked_select
+    adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d avg_pool3d batch_norm_no_update clamp clamp_min gather masked_select
     mkldnn_adaptive_avg_pool2d nansum native_batch_norm_legit_no_training reflection_pad1d reflection_pad2d
     reflection_pad3d replication_pad1d replication_pad2d replication_pad3d take unsafe_masked_index
 """
@@ -71,6 +71,11 @@ def _lower_bound(node: Any) -> bool:
     return isinstance(least, Tensor) or not 0 < float(least or 0) < 1e-6 * node._saved_self.detach().min().item()
 
 
+def _clamped(node: Any) -> bool:
+    """Whether there is an upper bound, or a lower one that can be reached."""
+    return node._saved_max is not None or _lower_bound(node)
+
+
 # Operators that have kinks or not, by their arguments.
 _SOMETIMES: Mapping[str, Callable[[Any], bool]] = {
     "cdist": _norm,
@@ -78,6 +83,7 @@ _SOMETIMES: Mapping[str, Callable[[Any], bool]] = {
     "linalg_vector_norm": _norm,
     "norm": _norm,
     "pdist": _norm,
+    "clamp": _clamped,
     "clamp_min": _lower_bound,
     "elu": _elu,
     "div": lambda node: getattr(node, "_saved_rounding_mode", None) is not None,

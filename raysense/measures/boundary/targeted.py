@@ -83,7 +83,8 @@ def project_to_class(
     at = Linearised(around, around.start)
     # The lead of the target less a guard against the rounding of logits in other batches.
     guard = _ROUNDING * torch.finfo(images.dtype).eps * at.logits.abs().amax(1)
-    reached = at.logits.argmax(1) == target
+    # NaN is the largest value to argmax.
+    reached = (at.logits.argmax(1) == target) & ~at.logits.isnan().any(1)
     iterations = reached.long() * 0
     point, total = around.start.clone(), torch.zeros_like(around.start)
     bundle = _Bundle(around.start) if norm == "l2" and box is None else None
