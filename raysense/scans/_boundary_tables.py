@@ -61,7 +61,7 @@ BOUNDARY = pa.schema(
             "slack",
             pa.float64(),
             "a class that was not looked at could be nearer only where its gradient exceeds this many times the largest "
-            "seen; null where all were looked at",
+            "seen; null where all were looked at, or none was found",
             "1",
             nullable=True,
         ),
@@ -110,8 +110,8 @@ CURVATURES = pa.schema(
         ),
     ],
     metadata={
-        "doc": "one row a sample and principal curvature that was computed: all, or some at both ends; by differences, where "
-        "there are kinks, the ends of whole spectra are some percent too far out, and ends alone 10 to 40 % too near 0"
+        "doc": "one row a sample and principal curvature that was computed: all, or some at both ends; by differences, "
+        "where there are kinks, the ends of whole spectra are some percent too far out, and ends alone 10 to 40 % too near 0"
     },
 )
 
