@@ -111,7 +111,7 @@ CURVATURES = pa.schema(
     ],
     metadata={
         "doc": "one row a sample and principal curvature that was computed: all, or some at both ends; by differences, "
-        "where there are kinks, the ends of whole spectra are some percent too far out, and ends alone 10 to 40 % too near 0"
+        "where there are kinks, the ends of whole spectra are some percent too far out, and ends alone 10 to 40 % too small"
     },
 )
 
