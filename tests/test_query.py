@@ -133,16 +133,16 @@ CURVATURES = pa.schema([("sample_id", pa.string()), ("curvature", pa.float64())]
 def test_scans_of_different_kinds_are_united_by_column_name(tmp_path: Path) -> None:
     write_scan(tmp_path / "a", commit=2)
     document = {**json.loads((tmp_path / "a/scan.json").read_text()), "kind": "other", "units": 1}
-    schemas = {"units": SCHEMAS["units"].append(pa.field("gpu", pa.string())), "curvatures": CURVATURES}
+    schemas = {"units": SCHEMAS["units"].append(pa.field("gpu", pa.string())), "bends": CURVATURES}
     other = Store.create(tmp_path / "b", {**document, "schemas": encode_schemas(schemas)}, None)
-    curvatures = pa.table({"sample_id": ["train/000000"], "curvature": [2.5]}, schema=schemas["curvatures"])
-    other.commit("u", {"units": schemas["units"].empty_table(), "curvatures": curvatures}, {})
+    bends = pa.table({"sample_id": ["train/000000"], "curvature": [2.5]}, schema=schemas["bends"])
+    other.commit("u", {"units": schemas["units"].empty_table(), "bends": bends}, {})
     with open_results([tmp_path / "a", tmp_path / "b"]) as database:
         assert scalar(database, "SELECT count(*) FROM units WHERE gpu IS NULL") == 2
-        assert database.query("SELECT * FROM curvatures").rows() == [
+        assert database.query("SELECT * FROM bends").rows() == [
             {"scan": "b", "sample_id": "train/000000", "curvature": 2.5}
         ]
-        assert scalar(database, "SELECT c.curvature FROM samples JOIN curvatures AS c USING (sample_id)") == 2.5
+        assert scalar(database, "SELECT c.curvature FROM samples JOIN bends AS c USING (sample_id)") == 2.5
         assert {row["kind"] for row in database.query("FROM scans").rows()} == {"influence", "other"}
 
 
