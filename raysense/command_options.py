@@ -16,6 +16,9 @@ from raysense.options import RunOptions
 _LISTS = {
     "target": "TARGET;...",
     "scales": "N,...",
+    "step_study": "N,...",
+    "noise": "N,...",
+    "k": "N,...",
     "maps": "AXIS:STEP,...;...",
     "axes": "AXIS,...",
     "fixed": "AXIS=VALUE,...",
