@@ -305,11 +305,11 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
         "model": "digits",
         "data": "digits",
         "split": ["train", "test"],
-        "limit": 450,
+        "limit": 250,
         "unit_size": 8,
     }
     undisturbed = computed_here(**{name: value for name, value in spec.items() if name != "kind"})
-    units = 900 // 8 + 1
+    units = 500 // 8 + 1
     chance = random.Random(0)
     out = tmp_path / "b"
     driver = start_driver("scan", out=str(out), run=TWO, **spec)
@@ -317,7 +317,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     family = psutil.Process(driver.pid).children(recursive=True)
     workers = [process for process in family if process.is_running() and "ray::Worker" in " ".join(process.cmdline())]
     kill(chance.choice(workers))
-    target = committed(out) + chance.randint(10, 60)
+    target = committed(out) + chance.randint(5, 25)
     wait_for(lambda: committed(out) >= target)
     kill(driver)
     driver.wait()
