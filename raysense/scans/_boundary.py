@@ -17,7 +17,7 @@ from raysense.measures.boundary.curvature import (
 from raysense.measures.boundary.deepfool import FOUND, NAMES, NearestBoundary, nearest_boundary
 from raysense.measures.boundary.shape_operator import ShapeOperator
 from raysense.options import ComputeOptions
-from raysense.scans._measured import Batch, MeasuringComputer, Rows
+from raysense.scans._measured import Batch, Entries, MeasuringComputer, Rows
 from raysense.scans._second_order import SecondOrder, second_order_of
 from raysense.scans._seeds import seed_of
 from raysense.scans.base import Prepared
@@ -86,11 +86,7 @@ class BoundaryComputer(MeasuringComputer):
         boundary = self._boundary_rows(batch, nearest)
         for place, entry in curved.boundary.items():
             boundary[place].update(entry)
-        others = {
-            table: [{"sample_id": batch.ids[place], **entry} for place, entry in entries]
-            for table, entries in curved.others.items()
-        }
-        return {"boundary": boundary, **others}
+        return {"boundary": boundary, **batch.named(curved.others)}
 
     def _boundary_rows(self, batch: Batch, nearest: NearestBoundary) -> list[dict[str, Any]]:
         order = 2 if self._spec.norm == "l2" else torch.inf
@@ -218,4 +214,4 @@ class _Curved(NamedTuple):
     """
 
     boundary: dict[int, dict[str, Any]]
-    others: dict[str, list[tuple[int, dict[str, Any]]]]
+    others: dict[str, Entries]

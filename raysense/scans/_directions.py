@@ -18,7 +18,7 @@ from raysense.measures.boundary.shared import noise_in, projected_share, relativ
 from raysense.measures.gradients import forward
 from raysense.options import ComputeOptions
 from raysense.scans._directions_base import CurvedDirections, content_hash
-from raysense.scans._measured import Batch, MeasuringComputer, Rows
+from raysense.scans._measured import Batch, Entries, MeasuringComputer, Rows
 from raysense.scans._sampled import sample_decoder
 from raysense.scans._second_order import second_order_of
 from raysense.scans._seeds import seed_of
@@ -26,9 +26,6 @@ from raysense.scans.base import Prepared
 from raysense.scans.directions import DirectionsScan, DirectionsSpec
 
 _TRIED = 20
-
-Entries = list[tuple[int, dict[str, Any]]]
-"""Rows of a table, each with the position in the batch of its sample."""
 
 
 class DirectionsComputer(MeasuringComputer):
@@ -49,14 +46,8 @@ class DirectionsComputer(MeasuringComputer):
 
     def measured(self, batch: Batch) -> Rows:
         """Rows of all tables but samples and units."""
-        tables = {
-            "direction_noise": list(self._noise(batch.images, batch.logits.argmax(1), batch.ids)),
-            **self._at_boundary(batch.images, batch.rows, batch.ids),
-        }
-        return {
-            table: [{"sample_id": batch.ids[place], **entry} for place, entry in entries]
-            for table, entries in tables.items()
-        }
+        noise = list(self._noise(batch.images, batch.logits.argmax(1), batch.ids))
+        return batch.named({"direction_noise": noise, **self._at_boundary(batch.images, batch.rows, batch.ids)})
 
     def _at_boundary(self, images: Tensor, rows: Sequence[int], ids: Sequence[str]) -> dict[str, Entries]:
         """Curvature along the shared directions at the nearest boundary, and perturbations projected on their span."""

@@ -25,6 +25,9 @@ from raysense.scans.sampled import SampledSpec
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows of tables, by the table's name."""
 
+Entries = list[tuple[int, dict[str, Any]]]
+"""Rows of a table without their sample, each with the sample's position in the batch."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,6 +46,13 @@ class Batch:
     images: Tensor
     logits: Tensor
     labels: Tensor
+
+    def named(self, tables: Mapping[str, Entries]) -> Rows:
+        """The rows of tables with the ids of their samples."""
+        return {
+            table: [{"sample_id": self.ids[place], **entry} for place, entry in entries]
+            for table, entries in tables.items()
+        }
 
 
 class MeasuringComputer(Computer):
