@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raysense import __version__
-from raysense.command_errors import FAILED, INTERRUPTED, SentenceCommand
-from raysense.command_options import (
+from raysense.commands.errors import FAILED, INTERRUPTED, SentenceCommand
+from raysense.commands.options import (
     RUN_NAMES,
     debug_option,
     given,

@@ -8,8 +8,8 @@ from typing import Any, get_args, get_origin
 import click
 from pydantic import BaseModel
 
-from raysense.command_errors import SentenceCommand
-from raysense.command_options import (
+from raysense.commands.errors import SentenceCommand
+from raysense.commands.options import (
     RUN_NAMES,
     Decorator,
     debug_option,

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
-from raysense.command_options import progress_callback
+from raysense.commands.options import progress_callback
 from raysense.devices import resolve_device
 from raysense.engine.files import Directory
 from raysense.errors import RaysenseError, UsageError, first_line
