@@ -48,6 +48,13 @@ class RunOptions(BaseModel):
     max_attempts: int = Field(3, ge=1, description="attempts of a unit that raises, before it is given up on")
     max_losses: int = Field(5, ge=1, description="worker processes a unit may take down before it is given up on")
 
+    duplicates: bool = Field(
+        True, description="give slow units to idle workers too once nothing else is left; the first commit counts"
+    )
+    log: str | None = Field(
+        None, description="file for a JSON line per event (unit committed, worker lost, ...); - for standard error"
+    )
+
     @field_validator("workers", "batch_size")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:

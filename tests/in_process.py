@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raysense.api import _create
+from raysense.api import create_store
 from raysense.engine.store import Store
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions
@@ -21,11 +21,11 @@ def prepared(kind: str, spec: dict[str, Any], options: ComputeOptions) -> tuple[
 def scanned(kind: str, out: Path, options: ComputeOptions, **spec: Any) -> Store:
     """A whole scan, written to a directory."""
     bound, found = prepared(kind, spec, options)
-    store = _create(kind, bound, found, out)
+    store = create_store(kind, bound, found, out)
     worker = Worker("worker")
     assert worker.open(str(out), options) == ""
     for unit in bound.units(found):
         reply = worker.compute(unit, 1)
         assert reply.committed, reply.traceback
-    worker._computer.close()
+    worker.close()
     return store

@@ -1,292 +1,356 @@
-"""Handing out units to Ray actors: retry, requeue, release."""
+"""Handing out units to workers: retry, requeue, duplicates of slow units, release."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
-
-import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from raysense.batching import SMALLEST_AUTO
-from raysense.engine.ledger import Ledger
-from raysense.engine.progress import Progress
-from raysense.engine.runtime import Placement
-from raysense.engine.store import Store
-from raysense.engine.worker import Reply, Worker
+from raysense.engine.crew import Crew, Draining, Event, Lost, Opened, Replied, Reply
+from raysense.engine.ledger import Journal, Ledger
+from raysense.engine.observers import Observer
+from raysense.engine.pace import Pace
+from raysense.engine.roster import Member, Roster
+from raysense.engine.unit_queue import UnitQueue
 from raysense.errors import ScanFailed
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans.base import Unit
 
-_POLL_SECONDS = 0.2
 _STARTS_WITHOUT_SUCCESS = 3
-_UNITS_BEFORE_HUNG = 10
-_HUNG_MEDIANS = 50.0
-_HUNG_SECONDS = 600.0
-_DRAIN_SECONDS = 20.0
-
-
-@dataclass(eq=False)
-class _Actor:
-    """A requested worker and the units sent to it, in the order it computes them."""
-
-    handle: Any
-    opening: Any
-    sent: deque[tuple[Unit, Any]] = field(default_factory=deque)
-    reserved: Unit | None = None
-    ready: bool = False
-    began: float = 0.0
+_STOP_SECONDS = 20.0
 
 
 class Dispatcher:
-    """Runs units on actors until every one is committed or given up on.
+    """Runs units on workers until every one is committed or given up on.
 
-    An actor holds at most one unit it computes, one queued behind it, and one reserved so that its data are read ahead. A
-    dead actor's units are requeued; only the one it was computing is charged with the loss. A unit that raises is retried
-    after the others.
+    A worker holds at most one unit it computes, one queued behind it, and one reserved so that its data are read ahead. A
+    lost worker's units are requeued; only the one it was computing is charged with the loss, unless its machine was lost.
+    A unit that raises is retried after the others. A machine that is about to be taken away finishes its unit if it can,
+    or hands it back. Once nothing waits any more, an idle worker computes a slow unit too, and the first commit of it
+    counts; idle workers that no unit may need are let go, so that a cluster can scale down.
+
+    Each event costs about the same however many workers there are, so that a thousand can be driven, or simulated.
+
+    Args:
+        crew: The workers.
+        journal: Where failed attempts are recorded.
+        options: Budgets of attempts and losses, time-out, duplicates.
+        compute: How workers compute.
+        workers: How many to request at most.
+        observer: Told of everything.
     """
 
     def __init__(
-        self, store: Store, options: RunOptions, compute: ComputeOptions, placement: Placement, progress: Progress
+        self,
+        crew: Crew,
+        journal: Journal,
+        options: RunOptions,
+        compute: ComputeOptions,
+        workers: int,
+        observer: Observer,
     ) -> None:
-        self._store = store
-        self._options = options
+        self._crew = crew
+        self._duplicates = options.duplicates
         self._compute = compute
-        self._placement = placement
-        self._progress = progress
-        self._ledger = Ledger(store, options.max_attempts, options.max_losses)
-        self._remote = ray.remote(
-            num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, max_restarts=0, max_task_retries=0
-        )(Worker)
-        self._actors: list[_Actor] = []
-        self._pending: deque[Unit] = deque()
-        self._seconds: deque[float] = deque(maxlen=200)
-        self._started = 0
+        self._wanted = workers
+        self._observer = observer
+        self._ledger = Ledger(journal, options.max_attempts, options.max_losses)
+        self._pace = Pace(options.unit_timeout)
+        self._queue = UnitQueue(())
+        self._roster = Roster()
+        self._hired = 0
         self._failed_starts = 0
         self._start_error = ""
+        self._next_check = 0.0
 
     def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> list[str]:
         """Compute the units; returns the ids of those given up on.
 
         Args:
             units: What is left to do.
-            stop: Asked between polls; once true, the units being computed are finished and nothing else is begun.
+            stop: Asked between events; once true, the units being computed are finished and nothing else is begun.
 
         Raises:
             ScanFailed: no worker can be started.
         """
-        self._pending.extend(units)
+        self._queue = UnitQueue(units)
         deadline: float | None = None
         try:
-            while self._pending or any(actor.sent or actor.reserved for actor in self._actors):
+            while self._queue.open:
+                now = self._crew.now()
                 if stop():
-                    deadline = deadline or time.monotonic() + _DRAIN_SECONDS
-                    self._drain()
-                    if not self._actors or time.monotonic() > deadline:
+                    deadline = now + _STOP_SECONDS if deadline is None else deadline
+                    self._wind_down()
+                    if not len(self._roster) or now > deadline:
                         break
                 else:
-                    self._request_actors()
-                    for actor in self._actors:
-                        self._fill(actor)
-                self._poll()
-                self._kill_hung()
-                if deadline is None:
-                    self._release_idle()
-                self._progress.workers(sum(actor.ready for actor in self._actors), len(self._actors))
+                    self._hire()
+                    while self._queue.waiting and (idle := self._roster.first_idle()) is not None:
+                        self._fill(idle)
+                    if now >= self._next_check:
+                        self._check(now)
+                roster = self._roster
+                self._observer.state(self._queue.waiting, roster.n_busy, roster.ready, len(roster))
+                for event in self._crew.wait(min(self._crew.poll, max(0.0, self._next_check - now))):
+                    self._handle(event)
         finally:
-            for actor in list(self._actors):
-                self._drop(actor)
+            for member in self._roster:
+                self._dismiss(member)
         return self._ledger.given_up
 
-    # -- actors --------------------------------------------------------------------------------------------------------
+    # -- workers -------------------------------------------------------------------------------------------------------
 
-    def _request_actors(self) -> None:
-        sent = sum(bool(actor.sent) for actor in self._actors)
-        wanted = min(self._placement.workers, len(self._pending) + sent)
+    def _hire(self) -> None:
         if self._failed_starts >= _STARTS_WITHOUT_SUCCESS:
-            if not self._actors:
+            if not len(self._roster):
                 raise ScanFailed(f"no worker could be started: {self._start_error}")
             return  # go on with those that started, or still may
-        while len(self._actors) < wanted:
-            self._started += 1
-            handle = self._remote.remote(f"w{self._started}")
-            self._actors.append(_Actor(handle, handle.open.remote(self._store.location, self._compute)))
+        wanted = min(self._wanted, self._queue.waiting + self._roster.n_busy)
+        while self._roster.active < wanted:
+            self._hired += 1
+            member = Member(f"w{self._hired}")
+            self._roster.add(member)
+            self._crew.hire(member.name, self._compute)
 
-    def _opened(self, actor: _Actor) -> None:
-        counts = True
-        try:
-            problem: str = ray.get(actor.opening)
-        except RayError as error:
-            problem, counts = _reason(error), not _infrastructure(error)
-        if not problem:
-            actor.ready = True
-            self._failed_starts = 0
+    def _handle(self, event: Event) -> None:
+        member = self._roster.get(event.worker)
+        if member is None:
+            return  # dismissed meanwhile
+        match event:
+            case Opened():
+                self._opened(member, event)
+            case Replied():
+                self._replied(member, event.reply)
+            case Lost():
+                self._lost(member, event)
+            case Draining():
+                self._drained(member, event)
+
+    def _opened(self, member: Member, event: Opened) -> None:
+        if event.problem:
+            self._refused(member, event.problem, counts=True)
             return
+        member.ready = True
+        self._failed_starts = 0
+        self._observer.opened(member.name, event.node)
+        self._fill(member)
+
+    def _refused(self, member: Member, problem: str, counts: bool) -> None:
         self._failed_starts += counts
         self._start_error = problem
-        self._progress.note(f"a worker did not start: {problem}")
-        self._drop(actor)
+        self._observer.refused(member.name, problem)
+        self._dismiss(member)
 
-    def _drop(self, actor: _Actor) -> None:
-        self._actors.remove(actor)
-        ray.kill(actor.handle, no_restart=True)
-
-    def _release_idle(self) -> None:
-        """Let go of actors that nothing is left for, so that a cluster can scale down."""
-        if self._pending:
+    def _lost(self, member: Member, event: Lost) -> None:
+        """What a lost worker committed is done, the unit it computed is charged, the others go back unharmed."""
+        if not member.ready:
+            self._refused(member, event.reason, counts=not event.machine)
             return
-        busy = any(actor.sent for actor in self._actors)
-        for actor in list(self._actors):
-            if busy and not actor.sent and actor.reserved is None:
-                self._drop(actor)
+        self._dismiss(member)
+        back = self._settle(member)
+        computing = back.pop(0) if back and not event.machine else None
+        self._queue.put_first(back)
+        self._observer.lost(member.name, event.reason)
+        if computing is None or self._queue.holders(computing):
+            return  # nobody is to blame, or another worker computes it too
+        # The kernel kills what takes too much memory without a word, so a unit lost twice is tried in small batches.
+        if event.out_of_memory or self._ledger.losses(computing):
+            self._shrink_batches()
+        self._charge(computing, "loss", event.reason, event.detail)
 
-    def _drain(self) -> None:
-        """Stop: keep only actors that compute a unit; what is queued behind it is taken back, and dies with the actor."""
-        for actor in list(self._actors):
-            back = [unit for unit, _ in list(actor.sent)[1:]] + ([actor.reserved] if actor.reserved else [])
-            self._pending.extendleft(reversed(back))
-            actor.reserved = None
-            while len(actor.sent) > 1:
-                actor.sent.pop()
-            if not actor.sent:
-                self._drop(actor)
+    def _drained(self, member: Member, event: Draining) -> None:
+        """A machine will go: its worker finishes its unit if there is time, or else it is handed back at once."""
+        if member.closing:
+            return
+        now = self._crew.now()
+        self._observer.draining(member.name, event.node, None if event.deadline is None else event.deadline - now)
+        self._close(member)
+        expected = self._pace.expected(member.sent[0]) if member.sent else None
+        late = expected is not None and event.deadline is not None and member.began + expected > event.deadline
+        if late or not member.sent:
+            self._dismiss(member)
+            self._queue.put_first(self._settle(member))
+
+    def _close(self, member: Member) -> None:
+        """Let a worker go after the unit it computes; what waits behind it is taken back, and dies with the worker."""
+        member.closing = True
+        back = list(member.sent)[1:]
+        for unit in back:
+            member.sent.pop()
+            self._queue.unhold(unit, member.name)
+        if member.reserved is not None:
+            back.append(member.reserved)
+            member.reserved = None
+        self._roster.sort(member)
+        self._queue.put_first(back)
+
+    def _dismiss(self, member: Member) -> None:
+        """End a worker; units sent to it are for the caller to settle, one that was reserved goes back here."""
+        self._roster.remove(member)
+        for unit in member.sent:
+            self._queue.unhold(unit, member.name)
+        if member.reserved is not None:
+            self._queue.put_first([member.reserved])
+            member.reserved = None
+        self._crew.dismiss(member.name)
+
+    def _release(self, member: Member) -> None:
+        self._dismiss(member)
+        self._observer.released(member.name)
+
+    def _wind_down(self) -> None:
+        """Stop: keep only workers that compute a unit, until they are done with it."""
+        for member in self._roster:
+            if not member.closing:
+                self._close(member)
+            if not member.sent:
+                self._dismiss(member)
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
-    def _fill(self, actor: _Actor) -> None:
-        if not actor.ready:
+    def _fill(self, member: Member) -> None:
+        """Send a ready worker what it has room for; where there is nothing, it is kept or let go."""
+        # Near the end nothing queues behind a unit, so that the last ones spread over all the workers.
+        plenty = 2 * self._roster.ready
+        depth = 2 if self._queue.waiting > plenty else 1
+        while len(member.sent) < depth and (unit := member.reserved or self._queue.take()) is not None:
+            member.reserved = self._queue.take() if self._queue.waiting > plenty else None
+            self._send(member, unit)
+        self._roster.sort(member)
+        if member.sent:
             return
-        # Near the end nothing queues behind a unit, so that the last ones spread over all the actors.
-        ready = sum(other.ready for other in self._actors)
-        depth = 2 if len(self._pending) > 2 * ready else 1
-        while len(actor.sent) < depth and (unit := self._next(actor)) is not None:
-            upcoming = None
-            if len(self._pending) > 2 * ready:
-                upcoming = actor.reserved = self._pending.popleft()
-            reference = actor.handle.compute.remote(unit, self._ledger.attempt(unit), upcoming)
-            if not actor.sent:
-                actor.began = time.monotonic()
-            actor.sent.append((unit, reference))
+        member.idle_since = self._crew.now()
+        if not self._queue.waiting:
+            for other in self._roster.reserving:  # what others have only reserved is for this one
+                if other.reserved is not None:
+                    self._queue.put_first([other.reserved])
+                    other.reserved = None
+                    self._roster.sort(other)
+        if not self._queue.waiting and not self._may_help(member, member.idle_since):
+            self._release(member)
 
-    def _next(self, actor: _Actor) -> Unit | None:
-        if actor.reserved is not None:
-            unit, actor.reserved = actor.reserved, None
-            return unit
-        return self._pending.popleft() if self._pending else None
+    def _send(self, member: Member, unit: Unit) -> None:
+        if not member.sent:
+            member.began = self._crew.now()
+        member.sent.append(unit)
+        self._queue.hold(unit, member.name)
+        self._roster.sort(member)
+        self._crew.send(member.name, unit, self._ledger.attempt(unit), member.reserved)
 
-    def _poll(self) -> None:
-        owners = {actor.opening: actor for actor in self._actors if not actor.ready}
-        owners |= {reference: actor for actor in self._actors for _, reference in actor.sent}
-        if not owners:
-            time.sleep(_POLL_SECONDS)
-            return
-        references = list(owners)
-        done, rest = ray.wait(references, num_returns=1, timeout=_POLL_SECONDS)
-        if done and rest:
-            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
-            done += more
-        arrived = set(done)
-        for actor in {id(owners[reference]): owners[reference] for reference in done}.values():
-            if not actor.ready:
-                self._opened(actor)
-            else:
-                self._collect(actor, arrived)
+    def _replied(self, member: Member, reply: Reply) -> None:
+        unit = member.sent.popleft()
+        self._queue.unhold(unit, member.name)
+        self._roster.sort(member)
+        member.began = self._crew.now()
+        if reply.committed:
+            self._pace.add(unit, reply.seconds + reply.publishing)
+            attempt = self._ledger.attempt(unit)
+            if self._done(unit):
+                self._observer.committed(unit, reply, member.name, attempt)
+        elif self._queue.is_open(unit):
+            self._charge(unit, "error", reply.error, reply.traceback)
+        if self._roster.get(member.name) is None:
+            return  # what it had queued was done already
+        if not member.closing:
+            self._fill(member)
+        elif not member.sent:
+            self._dismiss(member)
 
-    def _collect(self, actor: _Actor, arrived: set[Any]) -> None:
-        """Replies of an actor, in the order in which it computed."""
-        while actor.sent and actor.sent[0][1] in arrived:
-            unit, reference = actor.sent[0]
-            try:
-                reply: Reply = ray.get(reference)
-            except RayTaskError as error:  # the call itself failed; the process lives
-                reply = Reply(False, 0.0, _reason(error), str(error))
-            except RayError as error:
-                self._lost(actor, error)
-                return
-            actor.sent.popleft()
-            actor.began = time.monotonic()
-            if reply.committed:
-                self._seconds.append(reply.seconds)
-                self._progress.bad_items(reply.bad_items)
+    def _done(self, unit: Unit) -> bool:
+        """A unit is committed; returns whether that is news."""
+        news = self._queue.close(unit) or self._ledger.gave_up(unit)
+        self._ledger.done(unit)
+        for name in self._queue.holders(unit):
+            other = self._roster.get(name)
+            # A copy that goes on is ended where its worker has nothing better to do; where it has, that costs more.
+            if other and not self._queue.waiting and not any(map(self._queue.is_open, other.sent)):
+                self._release(other)
+        return news
+
+    def _settle(self, member: Member) -> list[Unit]:
+        """The units of a worker that is gone which are still to be computed.
+
+        A reply may have been lost with the worker, so the store decides what it committed.
+        """
+        left = []
+        for unit in member.sent:
+            if not self._queue.is_open(unit):
+                continue
+            if self._crew.committed(member.name, unit):
                 self._done(unit)
+                self._observer.found(unit)
             else:
-                self._charge(unit, "error", reply.error, reply.traceback)
-
-    def _lost(self, actor: _Actor, error: RayError) -> None:
-        """An actor died: what it committed is done, the unit it computed is charged, the others go back unharmed."""
-        self._drop(actor)
-        # A reply may have been lost with the actor, so the store decides which of its units it was computing.
-        back = []
-        for unit, _ in actor.sent:
-            if self._store.is_committed(unit.id):
-                self._done(unit)
-            else:
-                back.append(unit)
-        computing = back.pop(0) if back and not _infrastructure(error) else None
-        if actor.reserved is not None:
-            back.append(actor.reserved)
-        self._pending.extendleft(reversed(back))
-        self._progress.note(f"a worker was lost ({_reason(error)}); its units go to others")
-        if computing is not None:
-            # The kernel kills what takes too much memory without a word, so a unit lost twice is tried in small batches.
-            if isinstance(error, OutOfMemoryError) or self._ledger.losses(computing):
-                self._shrink_batches()
-            self._charge(computing, "loss", _reason(error), str(error))
-
-    def _kill_hung(self) -> None:
-        asked = self._options.unit_timeout
-        if isinstance(asked, float):
-            limit = asked
-        elif len(self._seconds) < _UNITS_BEFORE_HUNG:
-            return
-        else:
-            limit = max(_HUNG_SECONDS, _HUNG_MEDIANS * statistics.median(self._seconds))
-        now = time.monotonic()
-        for actor in list(self._actors):
-            if actor.sent and now - actor.began > limit:
-                unit = actor.sent.popleft()[0]
-                self._pending.extendleft(reversed([other for other, _ in actor.sent]))
-                if actor.reserved is not None:
-                    self._pending.appendleft(actor.reserved)
-                self._drop(actor)
-                if self._store.is_committed(unit.id):
-                    self._done(unit)
-                    continue
-                self._charge(unit, "error", f"hung: not done after {limit:.0f} s, its worker was killed", "")
+                left.append(unit)
+        return left
 
     def _charge(self, unit: Unit, kind: str, message: str, trace: str) -> None:
         record = {"kind": kind, "error": message, "traceback": trace, "time": datetime.now(UTC).isoformat()}
-        if self._ledger.charge(unit, record):
-            self._pending.append(unit)
+        attempt = self._ledger.attempt(unit)
+        again = self._ledger.charge(unit, record)
+        self._observer.charged(unit, kind, message, attempt)
+        if again:
+            self._queue.put_last(unit)
         else:
-            self._progress.failed(unit, message)
-
-    def _done(self, unit: Unit) -> None:
-        self._ledger.done(unit)
-        self._progress.done(unit)
+            self._queue.close(unit)
+            self._observer.given_up(unit, message)
 
     def _shrink_batches(self) -> None:
         size = self._compute.batch_size
         smaller = SMALLEST_AUTO if size == "auto" else max(1, size // 2)
         self._compute = self._compute.model_copy(update={"batch_size": smaller})
 
+    # -- slow and hung units -------------------------------------------------------------------------------------------
 
-def _infrastructure(error: RayError) -> bool:
-    """Whether a machine or connection was lost, rather than the process that computed."""
-    if not isinstance(error, ActorDiedError | OutOfMemoryError):
-        return True
-    if isinstance(error, OutOfMemoryError):
-        return False
-    text = str(error).lower()
-    return bool(error.preempted) or "node has died" in text or "node was terminated" in text or "node died" in text
+    def _check(self, now: float) -> None:
+        """End what hangs; near the end, give slow units to idle workers, and let go of those that none may need."""
+        self._next_check = now + self._pace.check_seconds()
+        for member in self._roster:
+            limit = self._pace.hung(member.sent[0]) if member.sent else None
+            if limit is not None and now - member.began > limit and self._roster.get(member.name) is member:
+                self._end_hung(member, limit)
+        if self._queue.waiting:
+            return
+        if self._duplicates:
+            self._duplicate_slow(now)
+        for member in self._roster.idle:
+            if not self._may_help(member, now):
+                self._release(member)
+        if self._roster.n_busy:
+            for member in self._roster:
+                if not member.ready:
+                    self._release(member)
 
+    def _end_hung(self, member: Member, limit: float) -> None:
+        first = member.sent[0]
+        self._dismiss(member)
+        back = self._settle(member)
+        hung = back.pop(0) if back and back[0] is first else None
+        self._queue.put_first(back)
+        self._observer.lost(member.name, f"hung for {limit:.0f} s")
+        if hung is not None and not self._queue.holders(hung):
+            self._charge(hung, "error", f"hung: not done after {limit:.0f} s, its worker was killed", "")
 
-def _reason(error: BaseException) -> str:
-    """First sentence of the last line: Ray adds a paragraph of advice to it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].split(". ")[0] if lines else type(error).__name__
+    def _duplicate_slow(self, now: float) -> None:
+        """The slowest units, and what is queued behind them, go to idle workers too."""
+        if not self._roster.n_idle:
+            return
+        slow = []
+        for member in self._roster.busy:
+            limit = self._pace.slow(member.sent[0])
+            if limit is not None and now - member.began > limit:
+                slow += [(member.began, place, unit) for place, unit in enumerate(member.sent)]
+        for _, _, unit in sorted(slow, key=lambda entry: entry[:2]):
+            helper = self._roster.first_idle()
+            if helper is None:
+                return
+            if self._queue.is_open(unit) and len(self._queue.holders(unit)) == 1:
+                self._send(helper, unit)
+                self._observer.duplicated(unit, helper.name)
+
+    def _may_help(self, member: Member, now: float) -> bool:
+        """Whether an idle worker may yet compute a copy of a slow unit; kept for as long as a unit takes to turn slow."""
+        some = self._roster.first_busy()
+        if not self._duplicates or some is None or self._roster.n_idle > self._queue.open:
+            return False
+        limit = self._pace.slow(some.sent[0])
+        return limit is not None and now - member.idle_since <= limit and self._queue.single

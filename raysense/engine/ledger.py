@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from raysense.engine.store import Store
 from raysense.scans.base import Unit
+
+
+class Journal(Protocol):
+    """Where failed attempts of units are recorded: a store, or nowhere."""
+
+    def attempts(self) -> dict[str, list[dict[str, Any]]]:
+        """Charged attempts of every unit that had any, of earlier runs too."""
+
+    def write_attempts(self, unit: str, attempts: list[dict[str, Any]]) -> None:
+        """Record the charged attempts of a unit so far."""
+
+    def write_failure(self, unit: str, attempts: list[dict[str, Any]]) -> None:
+        """Record that a unit is given up on."""
+
+    def clear_failure(self, unit: str) -> None:
+        """Forget a failure."""
 
 
 class Ledger:
@@ -16,10 +31,10 @@ class Ledger:
     resumed scan tries its failed units again, but their attempts go on being numbered.
     """
 
-    def __init__(self, store: Store, max_attempts: int, max_losses: int) -> None:
-        self._store = store
+    def __init__(self, journal: Journal, max_attempts: int, max_losses: int) -> None:
+        self._journal = journal
         self._budget = {"error": max_attempts, "loss": max_losses}
-        self._history = store.attempts()
+        self._history = journal.attempts()
         self._charged: dict[str, dict[str, int]] = {}
         self.given_up: list[str] = []
 
@@ -31,12 +46,12 @@ class Ledger:
         """Record a failed attempt (its ``kind`` is "error" or "loss"); returns whether the unit may be tried again."""
         history = self._history.setdefault(unit.id, [])
         history.append({"attempt": len(history) + 1, **record})
-        self._store.write_attempts(unit.id, history)
+        self._journal.write_attempts(unit.id, history)
         counts = self._charged.setdefault(unit.id, {"error": 0, "loss": 0})
         counts[record["kind"]] += 1
         if counts[record["kind"]] < self._budget[record["kind"]]:
             return True
-        self._store.write_failure(unit.id, history)
+        self._journal.write_failure(unit.id, history)
         self.given_up.append(unit.id)
         return False
 
@@ -44,7 +59,13 @@ class Ledger:
         """How many workers the unit has taken down in this run."""
         return self._charged.get(unit.id, {}).get("loss", 0)
 
+    def gave_up(self, unit: Unit) -> bool:
+        """Whether the unit was given up on in this run, and not committed since by a second worker."""
+        return unit.id in self.given_up
+
     def done(self, unit: Unit) -> None:
-        """The unit is committed: forget a failure of an earlier run."""
+        """The unit is committed: forget a failure of this or an earlier run."""
         if unit.id in self._history:
-            self._store.clear_failure(unit.id)
+            self._journal.clear_failure(unit.id)
+            if unit.id in self.given_up:
+                self.given_up.remove(unit.id)

@@ -11,12 +11,14 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from raysense.engine.crew import Reply
+from raysense.engine.observers import Observer
 from raysense.scans.base import Unit
 
 _LINE_SECONDS = 30.0
 
 
-class Progress:
+class Progress(Observer):
     """Shows samples done, rate, time left, workers and failures on standard error; nothing when quiet.
 
     Used as a context manager around a run. Counts start at what earlier runs committed; the rate is of this run only.
@@ -59,23 +61,37 @@ class Progress:
         if self._bar.disable:
             self._console.print(self.line(), soft_wrap=True)
 
-    def done(self, unit: Unit) -> None:
+    def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
         """A unit is committed."""
+        self.bad += reply.bad_items
+        self.found(unit)
+
+    def found(self, unit: Unit) -> None:
+        """A unit turned out to be committed already."""
         self.done_items += unit.size
         self._refresh()
 
-    def bad_items(self, count: int) -> None:
-        """Items of a committed unit that could not be computed."""
-        self.bad += count
-
-    def failed(self, unit: Unit, message: str) -> None:
-        """A unit is given up on."""
+    def given_up(self, unit: Unit, message: str) -> None:
+        """A unit has failed for good."""
         self._failed += 1
         self.note(f"unit {unit.id} failed for good: {message}")
         self._refresh()
 
-    def workers(self, ready: int, requested: int) -> None:
-        """How many workers are ready, of how many requested."""
+    def refused(self, worker: str, problem: str) -> None:
+        """A worker could not open the scan."""
+        self.note(f"a worker did not start: {problem}")
+
+    def lost(self, worker: str, reason: str) -> None:
+        """A worker is gone."""
+        self.note(f"a worker was lost ({reason}); its units go to others")
+
+    def draining(self, worker: str, node: str, seconds: float | None) -> None:
+        """A worker's machine will be taken away."""
+        when = "soon" if seconds is None else f"in {seconds:.0f} s"
+        self.note(f"the machine of a worker goes {when}; it finishes its unit, or hands it back")
+
+    def state(self, pending: int, running: int, ready: int, requested: int) -> None:
+        """How many units and workers there are."""
         if ready and not self._most_ready:
             self._working_since = time.monotonic()  # before, Ray was starting; that says nothing of the rate
         self._ready, self._requested = ready, requested

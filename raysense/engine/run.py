@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from types import FrameType
 
 from raysense.engine.dispatch import Dispatcher
+from raysense.engine.events import event_log
 from raysense.engine.files import Directory
 from raysense.engine.lock import DriverLock
+from raysense.engine.metrics import DriverMetrics
+from raysense.engine.observers import Observer, Observers
 from raysense.engine.progress import Progress
+from raysense.engine.ray_crew import RayCrew
 from raysense.engine.runtime import Placement, cluster, place
 from raysense.engine.store import Store
 from raysense.errors import RaysenseError
@@ -86,8 +90,18 @@ def run_scan(
         with Progress(total, before, quiet, scan.noun) as progress, cluster(options), _stop_signals() as stop:
             placement = place(options, len(left))
             store = begin()
-            dispatcher = Dispatcher(store, options, _compute_options(options, placement), placement, progress)
-            failed = dispatcher.run(left, lambda: stop() or lock.lost)
+            watching: list[Observer] = [progress, DriverMetrics(store.name, scan.kind)]
+            with event_log(options.log, store.location) as log:
+                watching += [log] if log is not None else []
+                dispatcher = Dispatcher(
+                    RayCrew(store, placement),
+                    store,
+                    options,
+                    compute_options(options, placement),
+                    placement.workers,
+                    Observers(watching),
+                )
+                failed = dispatcher.run(left, lambda: stop() or lock.lost)
             interrupted = stop()
         if lock.lost:
             raise RaysenseError(
@@ -99,7 +113,7 @@ def run_scan(
         )
 
 
-def _compute_options(options: RunOptions, placement: Placement) -> ComputeOptions:
+def compute_options(options: RunOptions, placement: Placement) -> ComputeOptions:
     """Loader processes from the actor's share of the CPUs: one core is kept for the worker itself."""
     # An actor that was given a GPU still looks whether torch sees it: Ray's idea of GPUs can be a configured number.
     return ComputeOptions(

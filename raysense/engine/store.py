@@ -137,7 +137,9 @@ class Store:
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
-    def commit(self, unit: str, tables: Mapping[str, pa.Table], record: Mapping[str, Any]) -> int:
+    def commit(
+        self, unit: str, tables: Mapping[str, pa.Table], record: Mapping[str, Any], token: str | None = None
+    ) -> int:
         """Publish a unit's tables, then its commit; returns the bytes written. Committing twice is harmless."""
         _check_unit_id(unit)
         size = sum(self.directory.write_table(self.table_file(name, unit), table) for name, table in tables.items())
@@ -153,7 +155,7 @@ class Store:
             if entry.name.endswith(".json")
         }
 
-    def is_committed(self, unit: str) -> bool:
+    def is_committed(self, unit: str, token: str | None = None) -> bool:
         """Whether one unit is committed."""
         _check_unit_id(unit)
         return self.directory.exists(f"commits/{unit}.json")

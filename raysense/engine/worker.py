@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import time
 import traceback
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from raysense.engine.crew import Reply
 from raysense.engine.store import Store
 from raysense.errors import UsageError, first_line
 from raysense.options import ComputeOptions
@@ -26,52 +26,40 @@ def bind_scan(store: Store) -> tuple[Scan, Prepared]:
     )
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What became of a unit: committed, or the error it raised.
-
-    Attributes:
-        committed: Whether the unit is in the store.
-        seconds: Time it took.
-        error: One line, empty if committed.
-        traceback: The remote traceback, empty if committed.
-        bad_items: Rows that say in a column ``error`` why their item could not be computed.
-    """
-
-    committed: bool
-    seconds: float
-    error: str = ""
-    traceback: str = ""
-    bad_items: int = 0
-
-
 class Worker:
     """Opens the scan of a store in this process and computes units of it. Runs as a Ray actor, or without Ray."""
 
-    def __init__(self, worker_id: str) -> None:
-        self._id = worker_id
-        self._store: Store
+    def __init__(self, name: str, token: str | None = None) -> None:
+        """A worker of a name, whose commits carry the token; None takes a new token for each."""
+        self.name = name
+        self.store: Store
+        self._token = token
         self._computer: Computer
 
     def open(self, location: str, options: ComputeOptions) -> str:
         """Load the model and the listing; returns "" or why that cannot be done."""
         try:
-            self._store = Store.open(location)
-            scan, prepared = bind_scan(self._store)
+            self.store = Store.open(location)
+            scan, prepared = bind_scan(self.store)
             self._computer = scan.open(prepared, options)
         except UsageError as error:
             return str(error)
         return ""
 
+    def close(self) -> None:
+        """Release what the scan holds."""
+        self._computer.close()
+
     def compute(self, unit: Unit, attempt: int, upcoming: Unit | None = None) -> Reply:
         """Compute and commit one unit; whatever it raises comes back as a reply, so that the process lives on."""
-        started, clock = datetime.now(UTC), time.perf_counter()
+        started, clock, before = datetime.now(UTC), time.perf_counter(), self._computer.passes
         try:
             tables = self._computer.compute(unit, upcoming)
             seconds = time.perf_counter() - clock
+            passes = self._computer.passes - before
             record = {
                 "unit": unit.id,
-                "worker": self._id,
+                "worker": self.name,
                 "node": socket.gethostname(),
                 "device": self._computer.device,
                 "started": started,
@@ -79,14 +67,17 @@ class Worker:
                 "rows": unit.size,
                 "attempt": attempt,
                 "batch_size": self._computer.batch_size,
+                "passes": passes,
             }
             units = pa.Table.from_pylist([record], schema=UNITS)
             bad = sum(count_bad_items(table) for table in tables.values())
-            facts = {"items": unit.size, "bad_items": bad, "attempt": attempt, "worker": self._id}
-            self._store.commit(unit.id, {**tables, "units": units}, facts)
+            facts = {"items": unit.size, "bad_items": bad, "attempt": attempt, "worker": self.name}
+            size = self.store.commit(unit.id, {**tables, "units": units}, facts, self._token)
         except Exception as error:
-            return Reply(False, time.perf_counter() - clock, _summary(error), traceback.format_exc())
-        return Reply(True, seconds, bad_items=bad)
+            passes = self._computer.passes - before
+            return Reply(False, time.perf_counter() - clock, _summary(error), traceback.format_exc(), passes=passes)
+        publishing = time.perf_counter() - clock - seconds
+        return Reply(True, seconds, bad_items=bad, passes=passes, size=size, publishing=publishing)
 
 
 def count_bad_items(table: pa.Table) -> int:

@@ -14,6 +14,7 @@ from raysense.measures.gradients import forward_with_graph
 from raysense.models import LoadedModel, load_model
 from raysense.networks import ExportedModel, Normalize
 from raysense.options import ComputeOptions
+from raysense.scans._passes import count_passes
 from raysense.scans.base import Prepared
 
 
@@ -86,6 +87,7 @@ def opened_model(reference: str, prepared: Prepared, options: ComputeOptions) ->
             f"model {reference!r} has fingerprint {model.fingerprint[:12]} here, the scan was started with "
             f"{expected[:12]}; make the same weights visible on every machine"
         )
+    count_passes(model.module)
     return model, device
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from raysense.passes import METER
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -63,6 +65,11 @@ class Computer(ABC):
 
     device: str
     batch_size: int
+
+    @property
+    def passes(self) -> int:
+        """Images that have gone forward or backward through networks so far, in this process."""
+        return METER.images
 
     @abstractmethod
     def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:

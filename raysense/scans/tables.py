@@ -42,6 +42,7 @@ UNITS = pa.schema(
         column("rows", pa.int64(), "items (samples, initial points, ...) in the unit", "items"),
         column("attempt", pa.int32(), "which attempt succeeded; 1 is the first", "count"),
         column("batch_size", pa.int32(), "batch size at the end of the unit", "items"),
+        column("passes", pa.int64(), "images that went forward or backward through the network", "count"),
     ],
     metadata={"doc": "one row a committed unit of work"},
 )

@@ -1,0 +1,45 @@
+"""A worker in a process of Ray's. Imports as little as it can: every actor process imports it before anything else."""
+
+from __future__ import annotations
+
+import sys
+
+import ray
+
+from raysense.engine.crew import Reply
+from raysense.engine.events import event_line
+from raysense.engine.metrics import WorkerMetrics
+from raysense.engine.worker import Worker
+from raysense.options import ComputeOptions
+from raysense.scans.base import Unit
+
+
+class WorkerActor(Worker):
+    """Counts for Prometheus and writes a line of JSON a unit to its log."""
+
+    def begin(self, location: str, options: ComputeOptions) -> tuple[str, str]:
+        """Open the scan; returns the id of this machine, and "" or why that cannot be done."""
+        problem = self.open(location, options)
+        if not problem:
+            self._metrics = WorkerMetrics(self.store.name, self.store.document()["kind"])
+        return ray.get_runtime_context().get_node_id(), problem
+
+    def attempt(self, unit: Unit, attempt: int, upcoming: Unit | None) -> Reply:
+        """Compute and commit one unit."""
+        reply = self.compute(unit, attempt, upcoming)
+        self._metrics.count(unit, reply)
+        line = event_line(
+            "unit_committed" if reply.committed else "attempt_failed",
+            scan=self.store.location,
+            unit=unit.id,
+            worker=self.name,
+            attempt=attempt,
+            items=unit.size,
+            seconds=reply.seconds,
+            publishing=reply.publishing,
+            passes=reply.passes,
+            bytes=reply.size,
+            error=reply.error or None,
+        )
+        print(line, file=sys.stderr, flush=True)
+        return reply

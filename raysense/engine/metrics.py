@@ -1,0 +1,111 @@
+"""Ray metrics of a scan, for Prometheus: counters in the workers, gauges in the driver.
+
+Ray exports them on the metrics port of every node, named ``ray_raysense_...`` and with the tags ``scan`` and ``kind``.
+"""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from raysense.engine.crew import Reply
+from raysense.engine.observers import Observer
+from raysense.scans.base import Unit
+
+_TAGS = ("scan", "kind")
+_SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+
+
+class WorkerMetrics:
+    """Counts what one worker does: samples, passes, units, failed attempts, bytes; seconds a unit.
+
+    Args:
+        scan: Short name of the scan.
+        kind: Kind of the scan.
+    """
+
+    def __init__(self, scan: str, kind: str) -> None:
+        tags = {"scan": scan, "kind": kind}
+
+        def counter(name: str, text: str) -> Counter:
+            made = Counter(f"raysense_{name}", description=text, tag_keys=_TAGS)
+            made.set_default_tags(tags)
+            return made
+
+        self._samples = counter("samples", "items (samples, tasks, ...) in committed units")
+        self._passes = counter("passes", "images that went forward or backward through the network")
+        self._units = counter("units", "units committed")
+        self._failures = counter("failures", "attempts at units that raised")
+        self._bytes = counter("bytes", "bytes of Arrow files written")
+        self._seconds = Histogram(
+            "raysense_unit_seconds", description="seconds to compute a unit", boundaries=_SECONDS, tag_keys=_TAGS
+        )
+        self._seconds.set_default_tags(tags)
+
+    def count(self, unit: Unit, reply: Reply) -> None:
+        """A unit was attempted."""
+        _add(self._passes, reply.passes)
+        if not reply.committed:
+            _add(self._failures, 1)
+            return
+        _add(self._units, 1)
+        _add(self._samples, unit.size)
+        _add(self._bytes, reply.size)
+        self._seconds.observe(reply.seconds)
+
+
+class DriverMetrics(Observer):
+    """What only the driver knows: the queue, the workers, and what was lost, duplicated or given up on.
+
+    Args:
+        scan: Short name of the scan.
+        kind: Kind of the scan.
+    """
+
+    def __init__(self, scan: str, kind: str) -> None:
+        tags = {"scan": scan, "kind": kind}
+
+        def gauge(name: str, text: str) -> Gauge:
+            made = Gauge(f"raysense_{name}", description=text, tag_keys=_TAGS)
+            made.set_default_tags(tags)
+            return made
+
+        def counter(name: str, text: str) -> Counter:
+            made = Counter(f"raysense_{name}", description=text, tag_keys=_TAGS)
+            made.set_default_tags(tags)
+            return made
+
+        self._queue = gauge("queue", "units that wait for a worker")
+        self._running = gauge("workers_busy", "workers that compute a unit")
+        self._ready = gauge("workers_ready", "workers that have opened the scan")
+        self._requested = gauge("workers_requested", "workers requested of Ray")
+        self._lost = counter("workers_lost", "workers that died, were taken away, or were ended because they hung")
+        self._duplicated = counter("units_duplicated", "slow units that a second worker computes too")
+        self._given_up = counter("units_failed", "units given up on")
+        self._last: tuple[int, int, int, int] | None = None
+
+    def lost(self, worker: str, reason: str) -> None:
+        """A worker is gone."""
+        _add(self._lost, 1)
+
+    def duplicated(self, unit: Unit, worker: str) -> None:
+        """A slow unit was given to a second worker."""
+        _add(self._duplicated, 1)
+
+    def given_up(self, unit: Unit, message: str) -> None:
+        """A unit has failed for good."""
+        _add(self._given_up, 1)
+
+    def state(self, pending: int, running: int, ready: int, requested: int) -> None:
+        """How many units and workers there are."""
+        now = (pending, running, ready, requested)
+        if now == self._last:
+            return
+        self._last = now
+        for gauge, value in zip((self._queue, self._running, self._ready, self._requested), now, strict=True):
+            gauge.set(value)
+
+
+def _add(counter: Counter, value: float) -> None:
+    """Counters take positive values only."""
+    if value:
+        counter.inc(value)
