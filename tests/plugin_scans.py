@@ -29,6 +29,7 @@ class NumbersSpec(ScanSpec):
     raising_once: tuple[int, ...] = ()
     killing: tuple[int, ...] = ()
     hanging: tuple[int, ...] = ()
+    hanging_once: tuple[int, ...] = ()
     marks: str = ""
     opens: bool = True
     bad_opens: int = 0
@@ -85,7 +86,9 @@ class NumbersComputer(Computer):
             raise UnprintableError
         if number in spec.killing:
             os.kill(os.getpid(), signal.SIGKILL)
-        if number in spec.hanging:
+        if number in spec.hanging or (
+            number in spec.hanging_once and len(list(Path(spec.marks).glob(f"{unit.id}.*"))) == 1
+        ):
             time.sleep(1000)
         time.sleep(spec.seconds)
         values = [self._numbers[row].as_py() for row in range(unit.start, unit.stop)]

@@ -153,18 +153,6 @@ def test_terminated_like_a_spot_machine(tmp_path: Path) -> None:
     assert committed(tmp_path / "s") == outcome["committed"]
 
 
-def test_one_worker_fits_on_one_of_several_small_nodes(tmp_path: Path) -> None:
-    """Two nodes of one CPU each: what a worker asks for must fit on one of them."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        nodes.add_node(num_cpus=1)
-        run = {"workers": 1, "address": nodes.address}
-        assert raysense.scan(KIND, tmp_path / "s", run=run, items=40).complete
-    finally:
-        nodes.shutdown()
-
-
 def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
@@ -225,65 +213,6 @@ def test_interrupted_with_ctrl_c(tmp_path: Path, command: str) -> None:
     )
     assert "100 units are in" in finished.stdout
     squares(out, 400)
-
-
-_NODES = """
-import json, sys, threading, time
-import psutil, raysense, raysense.api
-from ray.cluster_utils import Cluster
-kind, out = sys.argv[1:3]
-cluster = Cluster(
-    initialize_head=True,
-    head_node_args={"num_cpus": 0, "_system_config": {
-        "health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_timeout_ms": 300,
-        "health_check_failure_threshold": 3}},
-)
-victim = cluster.add_node(num_cpus=1)
-cluster.add_node(num_cpus=1)
-
-def kill_node():
-    from pathlib import Path
-    while len(list(Path(out, "commits").glob("[!.]*.json"))) < 15:
-        time.sleep(0.05)
-    raylet = psutil.Process(victim.all_processes["raylet"][0].process.pid)
-    family = [*raylet.children(recursive=True), raylet]
-    for others in victim.all_processes.values():
-        family += [psutil.Process(other.process.pid) for other in others if other.process.poll() is None]
-    for process in family:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            pass
-    print("killed", len(family), flush=True)
-
-threading.Thread(target=kill_node, daemon=True).start()
-outcome = raysense.scan(kind, out, run={"workers": 2, "address": cluster.address}, items=400, seconds=0.05)
-print(json.dumps({"committed": outcome.committed, "units": outcome.units, "failed": outcome.failed}))
-"""
-
-
-def test_killed_node(tmp_path: Path) -> None:
-    """Every process of one of two nodes dies; nothing is charged to the units, nothing is lost or done twice."""
-    import sys
-
-    driver = subprocess.Popen(
-        [sys.executable, "-c", _NODES, KIND, str(tmp_path / "s")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, errors = driver.communicate(timeout=150)
-        assert driver.returncode == 0, errors
-        assert "killed" in output
-        assert '{"committed": 100, "units": 100, "failed": []}' in output
-        squares(tmp_path / "s", 400)
-        assert Store.open(tmp_path / "s").failures() == []
-    finally:
-        for process in psutil.process_iter(["pid"]):
-            try:
-                if os.getsid(process.pid) == driver.pid:
-                    process.kill()
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
 
 
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class Dispatcher:
             self._refused(member, event.problem, counts=True)
             return
         member.ready = True
+        self._roster.sort(member)
         self._failed_starts = 0
         self._observer.opened(member.name, event.node)
         self._fill(member)
@@ -212,7 +213,7 @@ class Dispatcher:
         """Send a ready worker what it has room for; where there is nothing, it is kept or let go."""
         # Near the end nothing queues behind a unit, so that the last ones spread over all the workers.
         plenty = 2 * self._roster.ready
-        depth = 2 if self._queue.waiting > plenty else 1
+        depth = 2 if self._queue.waiting > 2 * self._roster.active else 1  # also over those that are yet to come
         while len(member.sent) < depth and (unit := member.reserved or self._queue.take()) is not None:
             member.reserved = self._queue.take() if self._queue.waiting > plenty else None
             self._send(member, unit)
@@ -331,14 +332,14 @@ class Dispatcher:
             self._charge(hung, "error", f"hung: not done after {limit:.0f} s, its worker was killed", "")
 
     def _duplicate_slow(self, now: float) -> None:
-        """The slowest units, and what is queued behind them, go to idle workers too."""
+        """What is queued behind slow units, and then these, the slowest first, go to idle workers too."""
         if not self._roster.n_idle:
             return
         slow = []
         for member in self._roster.busy:
             limit = self._pace.slow(member.sent[0])
             if limit is not None and now - member.began > limit:
-                slow += [(member.began, place, unit) for place, unit in enumerate(member.sent)]
+                slow += [(place == 0, member.began, unit) for place, unit in enumerate(member.sent)]
         for _, _, unit in sorted(slow, key=lambda entry: entry[:2]):
             helper = self._roster.first_idle()
             if helper is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from raysense.engine.store import Store
 from raysense.options import ComputeOptions
 from raysense.scans.base import Unit
 
+_LOG = logging.getLogger("raysense")
 _POLL_SECONDS = 0.2
 _DRAIN_POLL_SECONDS = 2.0
 _DRAIN_TIMEOUT_SECONDS = 5.0
@@ -143,9 +145,13 @@ class RayCrew:
         if time.monotonic() - self._drains_checked < _DRAIN_POLL_SECONDS:
             return []
         self._drains_checked = time.monotonic()
-        # No public interface has this; Ray Serve reads it the same way.
-        nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=_DRAIN_TIMEOUT_SECONDS)
-        deadlines = {node.hex(): milliseconds / 1e3 - time.time() for node, milliseconds in nodes.items()}
+        try:
+            # No public interface has this; Ray Serve reads it the same way.
+            nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=_DRAIN_TIMEOUT_SECONDS)
+        except RayError as error:
+            _LOG.warning("Ray does not say which machines it drains (%s); asking again", last_line(error))
+            return []
+        deadlines = {node: milliseconds / 1e3 - time.time() for node, milliseconds in nodes.items()}
         found = []
         for worker, actor in self._actors.items():
             if actor.node in deadlines and not actor.warned:

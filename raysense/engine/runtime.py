@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def cluster(options: RunOptions) -> Iterator[None]:
     address = _address(options)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address == "local":
+        _own_token()
         ray.init(
             address="local",
             num_cpus=local_cpus(),
@@ -86,6 +88,17 @@ def cluster(options: RunOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _own_token() -> None:
+    """Have a local Ray ask for a token that only this process and its children know, unless the user has set one.
+
+    Ray listens on all interfaces, and whoever reaches it may run code. Given a token it turns authentication on by itself
+    and writes none to the home directory.
+    """
+    if not any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that authentication is on
 
 
 def _address(options: RunOptions) -> str:
@@ -118,6 +131,11 @@ def place(options: RunOptions, units: int) -> Placement:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if options.workers != "max" and not any(node.get("CPU", 0) or node.get("GPU", 0) for node in nodes):
+        raise UsageError(
+            f"workers {options.workers!r}: no machine of the cluster has a CPU or GPU to give now; with an autoscaler use "
+            "--workers max, and --device cuda or cpu to say which machines it is to bring"
+        )
     if options.device == "cuda" and not gpus and options.workers != "max":
         raise UsageError(
             "device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler"
