@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raysense.digits import DIGIT_CLASSES, trained_digits
 from raysense.errors import first_line
+from raysense.exported_files import UnsafeFileError, check_exported_file
 from raysense.networks import ExportedModel, Normalize, arrange_convolutions, check_exported, load_checkpoint
 from raysense.preprocessing import Preprocessing
 from raysense.references import (
@@ -202,6 +203,10 @@ def _load_exported(reference: Reference) -> _Network:
     mend = "write it with torch.export.save"
     if not zipfile.is_zipfile(path):  # torch would log a traceback of its own
         raise reference.error(f"{path} is not a torch.export file; {mend}")
+    try:
+        check_exported_file(path)
+    except UnsafeFileError as error:
+        raise reference.error(f"{path} is refused, since {error}; {mend}") from error
     try:
         program = torch.export.load(path)
     except Exception as error:
