@@ -330,7 +330,7 @@ def test_exported_model_errors(net_file: Path, tmp_path: Path) -> None:
         (_export(nn.Dropout().train(), tmp_path / "dropout.pt2"), "training mode"),
         (_export(Two(), tmp_path / "two.pt2", inputs=2), "takes 2 inputs"),
         (str(tmp_path / "junk.pt2"), "is not a torch.export file"),
-        (str(tmp_path / "other.pt2"), "cannot be loaded"),
+        (str(tmp_path / "other.pt2"), "is not in the format that torch.export.save writes"),
         (str(tmp_path / "absent.pt2"), "there is no file"),
         (_export(net, tmp_path / "option.pt2") + "?depth=3", "no option depth"),
     ]:

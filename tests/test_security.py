@@ -86,11 +86,12 @@ def test_exported_programs_cannot_unpickle(program: Path, tmp_path: Path, mark: 
         refused(changed(program, tmp_path / "a.pt2", pickled), "weight_0' holds more than tensors")
         buffer = io.BytesIO()
         torch.save(Payload(mark), buffer, pickle_protocol=2)
-        inputs = changed(
-            program,
-            tmp_path / "b.pt2",
-            lambda name, data, saved=buffer.getvalue(): saved if "sample_inputs" in name else data,
-        )
+        saved = buffer.getvalue()
+
+        def given(name: str, data: bytes, saved: bytes = saved) -> bytes:
+            return saved if "sample_inputs" in name else data
+
+        inputs = changed(program, tmp_path / "b.pt2", given)
         refused(inputs, "holds more than tensors")
 
         def opaque(name: str, data: bytes) -> bytes:
