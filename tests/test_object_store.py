@@ -1,89 +1,307 @@
-"""Scans straight to an object store: a real local S3 endpoint in a process of its own."""
+"""Scans on object stores that misbehave: real local servers in processes of their own, real kills."""
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
-import pyarrow.fs as pafs
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from faulty_s3 import Endpoint, faulty_s3, free_port, wait_for_port
 from plugin_scans import NumbersScan
 from processes import finish, kill, rows, start_driver, wait_for
+from synthetic import write_scan
+from test_filesystems import read_all
 
 import raysense
-from raysense.engine.lock import LOCK_FILE
+from raysense.engine.compaction import compact
+from raysense.engine.files import Directory
+from raysense.engine.filesystems import open_filesystem
+from raysense.engine.lock import CLAIMS, running
+from raysense.engine.runtime import cluster
 from raysense.engine.store import Store
 from raysense.errors import UsageError
+from raysense.options import RunOptions
 from raysense.query.connection import open_results
 
 KIND = NumbersScan.kind
+ALL_FAULTS = {"share": 0.08, "hangs": 2, "hang": 20}
+BIG = pa.table({"x": np.random.default_rng(0).random(4_000_000)})
+"""32 MB that cannot be compressed: three parts of an upload and a bit."""
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def server() -> Iterator[Endpoint]:
     patch = pytest.MonkeyPatch()
-    for name, value in settings.items():
-        patch.setenv(name, value)
+    patch.setenv("RAYSENSE_STORE_TIMEOUT", "1")
+    with faulty_s3() as endpoint:
+        yield endpoint
+    patch.undo()
+
+
+@pytest.fixture
+def s3(server: Endpoint) -> Iterator[Endpoint]:
+    server.inject()
+    yield server
+    server.inject()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filesystem itself tries nothing again."""
+    monkeypatch.setenv("RAYSENSE_STORE_ATTEMPTS", "0")
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--port", str(port), "--in-memory"]
+    emulator = subprocess.Popen(
+        [*command, "--default-bucket", "runs"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
     try:
-        wait_for(lambda: _answers(port))
-        options = "scheme=http&allow_bucket_creation=true&allow_bucket_deletion=true"
-        filesystem, _ = pafs.FileSystem.from_uri(f"s3://runs?endpoint_override=127.0.0.1:{port}&{options}")
-        filesystem.create_dir("runs")
-        yield "s3://runs"
+        wait_for_port(port)
+        yield "gs://anonymous@runs"
     finally:
         patch.undo()
-        server.kill()
-        server.wait()
+        emulator.kill()
+        emulator.wait()
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def squares(location: str, items: int) -> None:
+    assert {n: row["square"] for n, row in rows(location, "squares", "number").items()} == {
+        n: n * n for n in range(items)
+    }
 
 
-def test_scan_kill_resume_and_query_on_s3(bucket: str) -> None:
-    out = f"{bucket}/first"
-    driver = start_driver("scan", kind=KIND, out=out, run={"workers": 2}, items=200, seconds=0.05)
-    wait_for(lambda: _committed(out) >= 5)
+def test_scan_kill_resume_query_report_and_export_on_a_store_that_fails(s3: Endpoint, tmp_path: Path) -> None:
+    out = "s3://runs/first"
+    s3.inject(**ALL_FAULTS)
+    driver = start_driver("scan", kind=KIND, out=out, run={"workers": 2}, items=160, seconds=0.05)
+    wait_for(lambda: _committed(out) >= 4)
     # Through another process of this machine: the owner lives, so the prefix is taken.
-    with pytest.raises(UsageError, match="another driver"):
+    with pytest.raises(UsageError, match=f"another driver \\(process {driver.pid} on"):
         raysense.resume(out)
+    assert raysense.status(out).running
     kill(driver)
     driver.wait()
-    assert 5 <= _committed(out) < 50
-    assert finish(start_driver("resume", out=out, run={"workers": 1}))["committed"] == 50
-    assert {n: row["square"] for n, row in rows(out, "squares", "number").items()} == {n: n * n for n in range(200)}
-    assert not Store.open(out).directory.exists(LOCK_FILE)
+    assert 4 <= _committed(out) < 40
+    assert finish(start_driver("resume", out=out, run={"workers": 1}))["committed"] == 40
+    squares(out, 160)
     with open_results([out]) as database:
-        assert database.query("SELECT sum(square) AS total FROM squares").rows()[0]["total"] == sum(
-            n * n for n in range(200)
-        )
+        query = "SELECT sum(square) AS total FROM squares"
+        assert database.query(query).rows()[0]["total"] == sum(n * n for n in range(160))
+    written = raysense.write_report(out, "s3://runs/reports/first.html")
+    assert written == ["s3://runs/reports/first.html"]
+    assert b"Scan first" in Directory("s3://runs/reports").read("first.html")
+    raysense.export_tables(out, "s3://runs/exported", "parquet")
+    with Directory("s3://runs/exported").filesystem.open_input_file("runs/exported/squares.parquet") as file:
+        assert sorted(pq.read_table(file)["square"].to_pylist()) == [n * n for n in range(160)]
+    assert raysense.status(out).committed == 40
     with pytest.raises(UsageError, match="already holds a scan"):
         raysense.scan(KIND, out)
-    assert raysense.status(out).committed == 50
+    assert list(Directory(out).list(CLAIMS)) == []
+    counts = s3.counts()
+    assert set(counts["injected"]) == {"error", "slow_down", "hang", "cut", "lost"}
+    assert sum(counts["injected"].values()) > 20
 
 
-def test_a_bucket_that_is_not_there(bucket: str) -> None:
-    assert os.environ["AWS_ENDPOINT_URL"]
-    with pytest.raises(UsageError, match="cannot be"):
+RACE = """
+import sys, time
+from raysense.engine.files import Directory
+from raysense.engine.lock import DriverLock
+from raysense.errors import UsageError
+start, rounds, slot = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+directories = [Directory(f"s3://runs/race{number}") for number in range(rounds)]
+for number, directory in enumerate(directories):
+    time.sleep(max(0, start + number * slot - time.time()))
+    try:
+        with DriverLock(directory) as lock:
+            time.sleep(max(0, start + (number + 1) * slot - time.time()))
+            print(number, "lost" if lock.lost else "held")
+    except UsageError as error:
+        print(number, "refused" if "is being scanned by another driver" in str(error) else error)
+"""
+
+
+def test_of_drivers_that_start_in_the_same_moment_one_wins(s3: Endpoint) -> None:
+    s3.inject(delay=0.01)
+    start, rounds = time.time() + 5, 4
+    command = [sys.executable, "-c", RACE, str(start), str(rounds), "2.5"]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outcomes = Counter(line for racer in racers for line in racer.communicate(timeout=60)[0].splitlines())
+    assert outcomes == {f"{n} {what}": count for n in range(rounds) for what, count in (("held", 1), ("refused", 2))}
+    assert running(Directory("s3://runs/race0")) is None
+
+
+def test_what_is_committed_costs_listings_only(s3: Endpoint) -> None:
+    document = {"kind": "test", "spec": {}, "facts": {}, "unit_size": 1, "units": 2, "items": 2, "schemas": {}}
+    store = Store.create("s3://runs/listed", document, None)
+    for number in range(30):
+        store.commit(f"u{number:02}", {"t": pa.table({"x": [number]})}, {})
+    s3.inject()
+    assert len(store.committed()) == 30
+    assert s3.counts()["requests"].keys() == {"LIST"}
+    assert s3.counts()["requests"]["LIST"] <= 3
+    s3.inject()
+    store.commit("u99", {"t": pa.table({"x": [1]})}, {})
+    assert s3.counts()["requests"] == {"PUT": 2}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_fails_for_a_moment_is_tried_again_and_logged(s3: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    directory = Directory("s3://runs/moments")
+    directory.write("a", b"1")
+    for kind in ("error", "slow_down", "cut", "lost", "hang"):
+        for what in (lambda: directory.write("a", b"1"), lambda: list(directory.list("")), lambda: directory.read("a")):
+            if kind == "hang" and "write" in what.__code__.co_names:
+                continue  # 8 s; the scan above has it
+            s3.inject(share=1, kinds=[kind], limit=1, hang=20)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "raysense"):
+                what()
+            assert s3.counts()["injected"] == {kind: 1}
+            assert len(caplog.records) == 1
+            assert "trying again in" in caplog.text
+    assert directory.read("a") == b"1"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_fails_for_good_is_reported_at_once(s3: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, nowhere = Directory("s3://runs/moments"), Directory("s3://nowhere/run")
+    for missing in (directory, nowhere):
+        s3.inject()
+        with pytest.raises(FileNotFoundError):
+            missing.read("missing")
+        assert s3.counts()["requests"] == {"HEAD": 1}
+    s3.inject()
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+        nowhere.write("x", b"")
+    assert s3.counts()["requests"] == {"PUT": 1}
+    with pytest.raises(UsageError, match=r"cannot be written \(.*NO_SUCH_BUCKET"):
         raysense.scan(KIND, "s3://nowhere/run")
+    monkeypatch.setenv("RAYSENSE_STORE_PATIENCE", "0.1")
+    s3.inject(share=1, kinds=["slow_down"])
+    with pytest.raises(OSError, match="HTTP status 503"):
+        Directory("s3://runs/moments").read("a")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_big_tables_go_in_parts_and_appear_whole(s3: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory("s3://runs/big")
+    s3.inject(share=1, kinds=["error"], methods=["PUT"], containing="partNumber=2", limit=1)
+    size = directory.write_table("whole.arrow", BIG)
+    counts = s3.counts()
+    assert counts["injected"] == {"error": 1}
+    assert counts["requests"]["PUT"] >= 2 * size // 2**24
+    assert counts["requests"]["POST"] == 3  # two uploads begun, one of them completed
+    assert directory.read_table("whole.arrow").equals(BIG)
+    monkeypatch.setenv("RAYSENSE_STORE_PATIENCE", "0")
+    s3.inject(share=1, kinds=["cut"], methods=["PUT"], containing="partNumber=2")
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        Directory("s3://runs/big").write_table("broken.arrow", BIG)
+    s3.inject()
+    assert [entry.name for entry in directory.list("")] == ["whole.arrow"]
+
+
+WRITE_BIG = "import test_object_store as t; t.Directory('s3://runs/killed').write_table('x.arrow', t.BIG)"
+
+
+def test_a_writer_killed_in_between_leaves_nothing_that_can_be_seen(s3: Endpoint) -> None:
+    s3.inject(share=1, kinds=["hang"], methods=["PUT"], containing="partNumber=3", hang=60)
+    writer = subprocess.Popen([sys.executable, "-c", WRITE_BIG], cwd=Path(__file__).parent)
+    wait_for(lambda: s3.counts()["injected"])
+    kill(writer)
+    writer.wait()
+    s3.inject()
+    directory = Directory("s3://runs/killed")
+    assert not directory.exists("x.arrow")
+    assert list(directory.list("")) == []
+    # What a lifecycle rule of the bucket has to end.
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    assert "killed/x.arrow" in [upload["Key"] for upload in client.list_multipart_uploads(Bucket="runs")["Uploads"]]
+    directory.write_table("x.arrow", BIG)
+    assert directory.read_table("x.arrow").num_rows == BIG.num_rows
+
+
+def test_options_in_the_uri_create_buckets(s3: Endpoint) -> None:
+    uri = f"s3://fresh/run?scheme=http&endpoint_override={s3.address}&allow_bucket_creation=true&region=us-east-1"
+    filesystem, path = open_filesystem(uri, "out")
+    filesystem.create_dir("fresh")
+    Directory(uri).write("a", b"1")
+    with filesystem.open_input_file(f"{path}/a") as file:
+        assert file.read() == b"1"
+
+
+def test_data_on_a_store_that_fails(s3: Endpoint, tmp_path: Path) -> None:
+    pixels = np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3)
+    np.savez(tmp_path / "data.npz", x=pixels, y=np.array([0, 1, 0]))
+    store = Directory("s3://runs/data")
+    store.write("data.npz", (tmp_path / "data.npz").read_bytes())
+    s3.inject(share=0.5, seed=3, kinds=["error", "slow_down", "cut"])
+    assert read_all("npz:s3://runs/data/data.npz") == read_all(f"npz:{tmp_path}/data.npz")
+    assert s3.counts()["injected"]
+
+
+@pytest.fixture(scope="module")
+def ray(server: Endpoint, google: str) -> Iterator[None]:
+    """One local Ray, whose workers know both servers."""
+    with cluster(RunOptions()):
+        yield
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("protocol", ["gs", "dir"])
+def test_scans_on_other_filesystems(protocol: str, google: str, tmp_path: Path) -> None:
+    out = f"{google}/scan" if protocol == "gs" else f"dir::file://{tmp_path}/scan"
+    raysense.scan(KIND, out, run={"workers": 2, "max_attempts": 1}, items=40, raising=(3,))
+    status = raysense.status(out)
+    assert (status.committed, len(status.failed), status.running) == (9, 1, False)
+    with pytest.raises(UsageError, match="already holds a scan"):
+        raysense.scan(KIND, out)
+    assert not raysense.resume(out, run={"workers": 2, "max_attempts": 1}).complete
+    assert len(rows(out, "squares", "number")) == 36
+    with open_results([out]) as database:
+        assert database.query("SELECT count(*) AS n FROM squares").rows()[0]["n"] == 36
+    raysense.write_report(out, f"{out}/report.html")
+    assert raysense.export_tables(out, out.replace("scan", "exported"), "parquet")["squares"] == 36
+    assert list(Directory(out).list(CLAIMS)) == []
+
+
+def test_compaction_on_a_store_that_fails_while_readers_read(s3: Endpoint) -> None:
+    out = "s3://runs/compacted"
+    truth = write_scan(out, splits={"train": 60}, unit_size=5)
+    sql = "SELECT count(*) AS n, sum(fi) AS total FROM influence JOIN samples USING (scan, sample_id)"
+    first = truth.store.snapshot()
+    twice = {name: truth.store.directory.read_table(first.files(name)[3]) for name in truth.store.schemas()}
+    truth.store.commit(first.units[3], twice, {"attempt": 2})
+    with open_results(out) as early:
+        expected = early.query(sql).rows()
+        s3.inject(share=0.05, kinds=["error", "slow_down", "lost"])
+        assert compact(out).added == 12
+        with open_results(out) as database:
+            assert database.query(sql).rows()[0]["total"] == pytest.approx(expected[0]["total"], rel=1e-12)
+        assert early.query(sql).rows()[0]["n"] == expected[0]["n"] == 60
+    assert compact(out, 0).superseded == 0
+    assert s3.counts()["injected"]
+    s3.inject()
+    with open_results(out) as database:
+        assert database.query(sql).rows()[0]["n"] == 60
+    # scan.json twice, manifests and commits listed once each, the manifest, and what the table's one part takes.
+    assert s3.counts()["requests"]["LIST"] == 2
+    assert sum(s3.counts()["requests"].values()) < 25
+    assert raysense.status(out).committed == 12
 
 
 def _committed(out: str) -> int:

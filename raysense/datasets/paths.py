@@ -1,4 +1,4 @@
-"""Data at a path: local, or the URI of any pyarrow filesystem."""
+"""Data at a path: local, or the URI of any filesystem that pyarrow or fsspec knows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pyarrow import fs
 
 from raysense.datasets.base import UNSPLIT, DataSource
 from raysense.datasets.images import IMAGE_MODES
+from raysense.engine.filesystems import open_filesystem
+from raysense.engine.patient_files import patient
 from raysense.references import Reference, local_path
 
 Location = tuple[fs.FileSystem, str]
@@ -66,9 +68,14 @@ class PathSource(DataSource):
 
 
 def open_location(location: str) -> Location:
-    """Return the filesystem of an absolute path or a URI, and the path in it, without a trailing slash."""
-    filesystem, path = fs.FileSystem.from_uri(location)
-    return filesystem, path.rstrip("/")
+    """Return the filesystem of an absolute path or a URI, and the path in it, without a trailing slash.
+
+    What fails for a moment when it is read, and is not on a local disk, is tried again.
+
+    Raises UsageError where the URI is malformed, has a key or password in it, or no filesystem is known for it.
+    """
+    filesystem, path = open_filesystem(location, "data")
+    return patient(filesystem), path
 
 
 def open_locations(locations: Mapping[str, str]) -> dict[str, Location]:

@@ -1,26 +1,32 @@
-"""Whole-file reads and atomic whole-file writes on any pyarrow filesystem."""
+"""Whole-file reads and atomic whole-file writes on any filesystem that pyarrow or fsspec knows."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from raysense.engine.filesystems import open_filesystem
+from raysense.engine.fsspec_files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+from raysense.engine.fsspec_files import CachingFileSystem, FsspecFiles
+from raysense.engine.patient_files import patient
+from raysense.engine.retries import patience_of_environment, patiently
 from raysense.errors import UsageError, first_line
 
-TEMPORARY_SUFFIX = ".tmp"
+Result = TypeVar("Result")
+Infos = list[pafs.FileInfo]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of a listing: base name, size in bytes, time of the last change (UTC)."""
 
     name: str
@@ -29,32 +35,48 @@ class Entry:
 
 
 class Directory:
-    """A folder on a pyarrow filesystem, named by a local path or a URI such as ``s3://bucket/run``.
+    """A folder on any filesystem, named by a local path or a URI such as ``s3://bucket/run``.
 
     Every write is of a whole file, and readers see either all of it or nothing: on a local disk through a temporary name
     and a rename, on an object store because an object appears when its upload is completed. Bytes are serialised
     before the file is opened, since an exception inside an open output stream would publish a truncated object.
+
+    What fails for a moment on a filesystem that is not local is tried again, with a warning in the log each time, for
+    ``RAYSENSE_STORE_PATIENCE`` seconds (300). All operations may therefore raise OSError late, and writes may be carried
+    out twice. Safe to use from many threads.
+
+    Attributes:
+        filesystem: For readers that want a filesystem, such as datasets; reads are tried again there too.
+        root: Path of the folder on it.
+        location: Absolute path or URI.
+        is_local: Whether it is on a local disk.
+
+    Args:
+        location: A local path or a URI. Raises UsageError where it cannot be opened or has a key or password in it.
+        argument: What the location was given for; named in messages.
     """
 
     def __init__(self, location: str | os.PathLike[str], argument: str = "out") -> None:
         text = os.fspath(location)
-        if "://" in text:
-            try:
-                self.filesystem, self.root = pafs.FileSystem.from_uri(text)
-            except (pa.ArrowInvalid, OSError, ValueError) as error:
-                raise UsageError(
-                    f"{argument} {text!r} cannot be opened ({first_line(error)}); use a local path or a URI that pyarrow "
-                    "knows, such as s3://bucket/run"
-                ) from error
-            self.location = text.rstrip("/")
-            self.root = self.root.rstrip("/")
-        else:
-            if not text.strip():
-                raise UsageError(f"{argument} is empty; name a directory")
-            self.root = os.path.abspath(os.path.expanduser(text))
-            self.filesystem = pafs.LocalFileSystem()
-            self.location = self.root
-        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        if not text.strip():
+            raise UsageError(f"{argument} is empty; name a directory")
+        self._plain, self.root = open_filesystem(text, argument)
+        self.is_local = isinstance(self._plain, pafs.LocalFileSystem)
+        self.filesystem = patient(self._plain)
+        self.location = text.rstrip("/") if "://" in text else self.root
+        self._foreign = self._plain.handler if isinstance(self._plain, pafs.PyFileSystem) else None
+        if isinstance(self._foreign, FsspecFiles) and isinstance(self._foreign.fs, CachingFileSystem):
+            raise UsageError(
+                f"{argument} {text!r} is a cache, which would show old files; name the filesystem behind it"
+            )
+        self._patience = 0.0 if self.is_local else patience_of_environment()
+        self._reached = False
+
+    def hurried(self, patience: float) -> Directory:
+        """The same directory, whose operations are tried again for at most so many seconds."""
+        hurried = copy.copy(self)
+        hurried._patience = min(patience, self._patience)
+        return hurried
 
     @property
     def name(self) -> str:
@@ -67,12 +89,12 @@ class Directory:
 
     def exists(self, relative: str) -> bool:
         """Whether the file is there."""
-        return bool(self.filesystem.get_file_info(self.path(relative)).type == pafs.FileType.File)
+        info = self._try(f"looking for {relative}", lambda: self._plain.get_file_info(self.path(relative)))
+        return bool(info.type == pafs.FileType.File)
 
     def names(self) -> list[str]:
         """Names of everything directly inside the folder, folders and unpublished files included."""
-        selector = pafs.FileSelector(self.root, recursive=False, allow_not_found=True)
-        return [info.base_name for info in self.filesystem.get_file_info(selector)]
+        return [info.base_name for info in self._infos("")]
 
     def check_writable(self) -> None:
         """Write and remove a file, and the folders this needed; OSError where that cannot be done."""
@@ -92,8 +114,7 @@ class Directory:
         """Publish a whole file under its name, replacing any earlier one."""
         path = self.path(relative)
         if not self.is_local:
-            with self.filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+            self._try(f"writing {relative}", lambda: self._write_at_once(path, data))
             return
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
@@ -108,14 +129,22 @@ class Directory:
             Path(temporary).unlink(missing_ok=True)
             raise
 
+    def _write_at_once(self, path: str, data: bytes | pa.Buffer) -> None:
+        with self._plain.open_output_stream(path) as stream:
+            stream.write(data)
+
     def write_json(self, relative: str, document: Any) -> None:
         """Publish a JSON document."""
         self.write(relative, (json.dumps(document, indent=1, sort_keys=False) + "\n").encode())
 
     def read(self, relative: str) -> bytes:
         """Bytes of a file; FileNotFoundError where there is none."""
-        with self.filesystem.open_input_file(self.path(relative)) as file:
-            return cast(bytes, file.read())
+
+        def read_at_once() -> bytes:
+            with self._plain.open_input_file(self.path(relative)) as file:
+                return cast(bytes, file.read())
+
+        return self._try(f"reading {relative}", read_at_once)
 
     def read_json(self, relative: str) -> Any:
         """A JSON document; FileNotFoundError where there is none."""
@@ -138,23 +167,58 @@ class Directory:
 
     def list(self, relative: str) -> Iterator[Entry]:
         """Published files directly inside a sub-folder, sorted by name; nothing where the folder is missing."""
-        selector = pafs.FileSelector(self.path(relative), recursive=False, allow_not_found=True)
-        for info in sorted(self.filesystem.get_file_info(selector), key=lambda info: info.base_name):
-            if info.type == pafs.FileType.File and not info.base_name.endswith(TEMPORARY_SUFFIX):
-                yield Entry(info.base_name, info.size, info.mtime)
+        entries = [
+            Entry(name, info.size, info.mtime)
+            for info in self._infos(relative)
+            if info.type == pafs.FileType.File and not (name := info.base_name).endswith(TEMPORARY_SUFFIX)
+        ]
+        entries.sort(key=itemgetter(0))
+        return iter(entries)
 
     def delete(self, relative: str) -> None:
         """Remove a file; no error where it is gone already."""
         try:
-            self.filesystem.delete_file(self.path(relative))
+            self._try(f"removing {relative}", lambda: self._plain.delete_file(self.path(relative)))
         except FileNotFoundError:
             return
 
     def sweep_temporary_files(self) -> int:
-        """Remove what killed writers left half-written on a local disk; returns how many files."""
-        if not self.is_local:
+        """Remove what killed writers left half-written where files are renamed when whole; returns how many files."""
+        if self.is_local:
+            stale = [path for path in Path(self.root).rglob(f".*{TEMPORARY_SUFFIX}") if path.is_file()]
+            for path in stale:
+                path.unlink(missing_ok=True)
+            return len(stale)
+        if not (isinstance(self._foreign, FsspecFiles) and self._foreign.renames):
             return 0
-        stale = [path for path in Path(self.root).rglob(f".*{TEMPORARY_SUFFIX}") if path.is_file()]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        temporary = [
+            info.path[len(self.root) + 1 :]
+            for info in self._infos("", recursive=True)
+            if info.base_name.startswith(".") and info.base_name.endswith(TEMPORARY_SUFFIX)
+        ]
+        for relative in temporary:
+            self.delete(relative)
+        return len(temporary)
+
+    def _infos(self, relative: str, recursive: bool = False) -> Infos:
+        folder = self.path(relative) if relative else self.root
+        selector = pafs.FileSelector(folder, recursive=recursive, allow_not_found=True)
+        return self._try(f"listing {relative or 'it'}", lambda: self._plain.get_file_info(selector))
+
+    def _try(self, what: str, action: Callable[[], Result]) -> Result:
+        if self.is_local:
+            return action()
+        try:
+            result = patiently(action, f"{self.root}: {what}", self._patience, self._reached)
+        except FileNotFoundError:
+            self._reached = True
+            raise
+        except OSError:
+            raise
+        except Exception as error:
+            if not isinstance(self._foreign, FsspecFiles):
+                raise
+            # Filesystems of fsspec raise errors of their own, such as those of HTTP clients.
+            raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
+        self._reached = True
+        return result
