@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -17,18 +16,19 @@ from typing import Any
 from rich.console import Console
 
 from raysense.engine.files import Directory
-from raysense.engine.lock import running_since
 from raysense.engine.run import Outcome, run_scan
 from raysense.engine.runtime import check_reachable
-from raysense.engine.store import SCAN_FILE, Store, decode_schemas, encode_schemas
+from raysense.engine.store import SCAN_FILE, Store, encode_schemas
 from raysense.engine.worker import bind_scan
 from raysense.errors import UsageError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Prepared, Scan, ScanSpec, absolute_kind, get_scan
 from raysense.validation import validated
+from raysense.working_directory import check_lasting
 
 _LOG = logging.getLogger("raysense")
-_MOST_READ = 1000
+_MOST_READ, _MOST_READ_LOCALLY = 1_000, 20_000
+_LATEST = 200
 _VERSIONED = ("raysense", "torch", "torchvision", "ray", "pyarrow", "numpy")
 
 
@@ -61,6 +61,7 @@ def scan(
     options = _run_options(run)
     scan_type = get_scan(kind)
     checked = validated(scan_type.spec_type, spec)
+    check_lasting(out)
     directory = Directory(out)
     check_reachable(options)
     if resume and directory.exists(SCAN_FILE):
@@ -74,7 +75,7 @@ def scan(
     for note in prepared.notes:
         _LOG.warning(note)
     return run_scan(
-        directory, bound, prepared, options, quiet, lambda: _create(absolute_kind(kind), bound, prepared, out)
+        directory, bound, prepared, options, quiet, lambda: create_store(absolute_kind(kind), bound, prepared, out)
     )
 
 
@@ -91,99 +92,18 @@ def resume(
     return _finish(Store.open(out), options, quiet)
 
 
-@dataclass(frozen=True)
-class Status:
-    """How far a scan is.
-
-    Attributes:
-        kind: Kind of scan.
-        units: Units of the scan.
-        committed: Units in the store.
-        failed: Records of the units given up on: ``unit`` and ``attempts`` (each with error and traceback).
-        samples: Samples of the scan.
-        samples_done: Samples in committed units.
-        rate: Samples per second over the latest commits of the driver at work; None where it cannot be told.
-        running: Whether a driver is at work.
-        noun: What is counted as samples: samples, or tasks.
-        errors_in: The table that says why samples could not be computed, and its column of ids; None where there is none.
-        bad_samples: Samples in committed units that could not be computed; None where counting them would be dear (an
-            object store with many units: ask `SELECT count(*) FROM samples WHERE error IS NOT NULL`).
-    """
-
-    kind: str
-    units: int
-    committed: int
-    failed: tuple[dict[str, Any], ...]
-    samples: int
-    samples_done: int
-    rate: float | None
-    running: bool
-    bad_samples: int | None
-    noun: str = "samples"
-    errors_in: tuple[str, str] | None = None
-
-    @property
-    def left(self) -> int:
-        """Units that are neither committed nor given up on."""
-        return self.units - self.committed - len(self.failed)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimate from the rate of the latest commits; None where it cannot be told."""
-        return (self.samples - self.samples_done) / self.rate if self.rate else None
+def create_store(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[str]) -> Store:
+    """The directory of a new scan that was prepared; ``kind`` means the same anywhere (`absolute_kind`)."""
+    return Store.create(out, scan_document(kind, bound, prepared), prepared.listing)
 
 
-def status(out: str | os.PathLike[str]) -> Status:
-    """How far the scan of a directory is, also while it runs. Costs a few listings.
-
-    Raises:
-        UsageError: there is no scan.
-    """
-    store = Store.open(out)
-    document = store.document()
-    committed, total = store.committed(), int(document["items"])
-    unit_items = total / max(1, int(document["units"]))  # units may be smaller than unit_size, where classes end
-    since = running_since(store.directory)
-    times = sorted(time for time in committed.values() if time is not None and since and time.timestamp() > since)[
-        -200:
-    ]
-    seconds = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
-    records = None
-    if store.directory.is_local or len(committed) <= _MOST_READ:
-        records = [store.commit_record(unit) for unit in committed]
-    return Status(
-        kind=document["kind"],
-        units=int(document["units"]),
-        committed=len(committed),
-        failed=tuple(store.failures()),
-        samples=total,
-        samples_done=round(len(committed) * unit_items) if records is None else _sum(records, "items"),
-        rate=(len(times) - 1) * unit_items / seconds if seconds > 0 else None,
-        running=since is not None,
-        bad_samples=None if records is None else _sum(records, "bad_items"),
-        noun=document.get("noun", "samples"),
-        errors_in=error_table(store),
-    )
-
-
-def error_table(store: Store) -> tuple[str, str] | None:
-    """The table of a scan that has a column ``error``, and its first column, which holds ids."""
-    for name, schema in decode_schemas(store.document()["schemas"]).items():
-        if "error" in schema.names:
-            return name, schema.names[0]
-    return None
-
-
-def _sum(records: list[dict[str, Any]], key: str) -> int:
-    return sum(record[key] for record in records)
-
-
-def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[str]) -> Store:
+def scan_document(kind: str, bound: Scan, prepared: Prepared) -> dict[str, Any]:
+    """What scan.json says of a scan that was prepared."""
     units = bound.units(prepared)
-    document = {
+    return {
         "kind": kind,
         "spec": bound.spec.model_dump(mode="json"),
-        "spec_hash": _spec_hash(bound.spec),
+        "spec_hash": _spec_hash(bound.spec.model_dump(mode="json")),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         "facts": prepared.facts,
@@ -193,7 +113,6 @@ def _create(kind: str, bound: Scan, prepared: Prepared, out: str | os.PathLike[s
         "noun": bound.noun,
         "schemas": encode_schemas(bound.tables()),
     }
-    return Store.create(out, document, prepared.listing)
 
 
 def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
@@ -201,7 +120,8 @@ def _finish(store: Store, options: RunOptions, quiet: bool) -> Outcome:
     units = len(bound.units(prepared))
     if len(store.committed()) >= units:
         return Outcome(units, units)
-    if store.document()["spec_hash"] != _spec_hash(bound.spec):
+    document = store.document()
+    if document["spec_hash"] != _spec_hash(document["spec"]):
         raise UsageError(
             f"the spec in {store.location}/{SCAN_FILE} was changed since the scan was started; restore it, or start a "
             "new scan in another directory"
@@ -244,5 +164,5 @@ def _run_options(run: RunOptions | Mapping[str, Any] | None) -> RunOptions:
     return run if isinstance(run, RunOptions) else validated(RunOptions, dict(run or {}))
 
 
-def _spec_hash(spec: ScanSpec) -> str:
-    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+def _spec_hash(spec: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

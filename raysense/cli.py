@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import BaseModel
 
 from raysense import __version__
+from raysense.commands.compact import compact
 from raysense.commands.errors import FAILED, INTERRUPTED, SentenceCommand
+from raysense.commands.kinds import KindsGroup
 from raysense.commands.options import (
     RUN_NAMES,
+    bad_items_hint,
     debug_option,
     given,
-    model_options,
     out_option,
     progress_callback,
     quiet_option,
     run_options,
 )
+from raysense.commands.plan import plan
+from raysense.commands.status import status
 from raysense.errors import UsageError
 from raysense.query import EXPORT_FORMATS, RESULT_FORMATS
 
@@ -36,24 +41,11 @@ class _Commands(SentenceCommand, click.Group):
     """The group of all commands."""
 
 
-class _ScanKinds(click.Group):
-    """`raysense scan KIND`, with the kinds and their options read from their specs."""
+class _ScanKinds(KindsGroup):
+    """`raysense scan KIND`."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
-        """Names of the kinds of scan."""
-        from raysense.scans import scan_kinds
-
-        return scan_kinds()
-
-    def get_command(self, context: click.Context, name: str) -> click.Command:
-        """The command of a kind of scan.
-
-        Raises:
-            UsageError: there is no such kind.
-        """
-        from raysense.scans import get_scan
-
-        kind = get_scan(name)
+    def kind_command(self, name: str, spec_type: type[BaseModel]) -> Callable[..., Any]:
+        """Runs the scan."""
 
         @out_option
         @click.option("--resume", is_flag=True, help="Finish OUT if it holds this very scan already.")
@@ -67,15 +59,18 @@ class _ScanKinds(click.Group):
             outcome = scan(name, out, run=given(run), quiet=quiet, resume=resume, **given(values))
             return _finish(outcome, out, quiet)
 
-        for option in model_options(kind.spec_type):
-            command = option(command)
-        return click.command(name, help=kind.summary, short_help=kind.summary)(command)
+        return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="raysense")
 def main() -> None:
     """Scan image classifiers for how sensitive they are, and where; query the results with SQL."""
+
+
+main.add_command(compact)
+main.add_command(plan)
+main.add_command(status)
 
 
 @main.group(cls=_ScanKinds)
@@ -120,33 +115,6 @@ def resume(directory: str, quiet: bool, debug: bool, **options: Any) -> int:
     from raysense.api import resume
 
     return _finish(resume(directory, run=given(options), quiet=quiet), directory, quiet)
-
-
-@main.command()
-@click.argument("directory")
-@debug_option
-def status(directory: str, debug: bool) -> None:
-    """Show how far the scan of a DIRECTORY is, and where its errors are."""
-    from raysense.api import status
-    from raysense.engine.progress import clock
-
-    now = status(directory)
-    state = "complete" if now.committed == now.units else "running" if now.running else "stopped"
-    click.echo(f"{directory}: {now.kind} scan, {state}")
-    click.echo(f"units    {now.committed} of {now.units} done, {len(now.failed)} failed, {now.left} left")
-    bad = f", {now.bad_samples} of them could not be computed" if now.bad_samples else ""
-    click.echo(f"{now.noun:8} {now.samples_done} of {now.samples} done{bad}")
-    if now.rate and now.running:
-        left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
-        click.echo(f"rate     {now.rate:.3g} {now.noun}/s{left}")
-    for record in now.failed:
-        click.echo(
-            f"failed   {record['unit']}: {record['attempts'][-1]['error']}  ({directory}/failures/{record['unit']}.json)"
-        )
-    if now.bad_samples:
-        click.echo(_bad_items_hint(directory, now.errors_in))
-    if state == "stopped":
-        click.echo(f"finish it with: raysense resume {directory}")
 
 
 class _SqlCommand(click.Command):
@@ -237,12 +205,12 @@ def demo(out: str, quiet: bool, debug: bool, **options: Any) -> int:
 
 def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     """Print how a scan ended; returns the exit status."""
-    from raysense.api import status
+    from raysense.scan_status import status
 
     left = outcome.units - outcome.committed - len(outcome.failed)
     if outcome.bad_items:
         click.echo(f"{outcome.bad_items} of {outcome.items} {outcome.noun} could not be computed", err=True)
-        click.echo(_bad_items_hint(out, status(out).errors_in), err=True)
+        click.echo(bad_items_hint(out, status(out).errors_in), err=True)
     if outcome.failed:
         click.echo(
             f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures",
@@ -259,11 +227,6 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
             f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
         )
     return FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
-
-
-def _bad_items_hint(directory: str, where: tuple[str, str] | None) -> str:
-    table, name = where or ("samples", "sample_id")
-    return f'why: raysense sql {directory} "SELECT {name}, error FROM {table} WHERE error IS NOT NULL"'
 
 
 def _is_scan(text: str) -> bool:

@@ -41,6 +41,11 @@ class RunOptions(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="device of the workers; auto takes a GPU where there is one"
     )
+    worker_cpus: int | Literal["auto"] = Field(
+        "auto",
+        description="CPU cores of each worker, of which all but one decode images; auto: a fair share of its machine, "
+        "or 1 with --workers max, where the machines are not known yet",
+    )
     address: str | None = Field(None, description="address of a running Ray cluster, or auto; none starts Ray locally")
     unit_timeout: float | Literal["auto"] = Field(
         "auto", description="seconds after which a unit counts as hung; auto: 50 times the median, at least 10 minutes"
@@ -55,7 +60,7 @@ class RunOptions(BaseModel):
         None, description="file for a JSON line per event (unit committed, worker lost, ...); - for standard error"
     )
 
-    @field_validator("workers", "batch_size")
+    @field_validator("workers", "batch_size", "worker_cpus")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:

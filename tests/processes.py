@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from stored import read_table
 
 from raysense.engine.store import Store
 
@@ -52,7 +53,7 @@ def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
 
 def committed(location: Path | str) -> int:
     folder = Path(location) / "commits"
-    return len(list(folder.glob("[!.]*.json"))) if folder.exists() else 0
+    return len({path.name.partition("~")[0] for path in folder.glob("[!.]*.json")}) if folder.exists() else 0
 
 
 def worker_processes(driver_pid: int) -> list[psutil.Process]:
@@ -74,10 +75,8 @@ def kill(process: psutil.Process | subprocess.Popen[str]) -> None:
 
 def rows(location: Path | str, table: str, key: str) -> dict[Any, dict[str, Any]]:
     """Rows of a table of the committed units by their key, which must be unique."""
-    store = Store.open(location)
     found: dict[Any, dict[str, Any]] = {}
-    for unit in store.committed():
-        for row in store.directory.read_table(store.table_file(table, unit)).to_pylist():
-            assert row[key] not in found, f"{row[key]} is there twice"
-            found[row[key]] = row
+    for row in read_table(Store.open(location), table).to_pylist():
+        assert row[key] not in found, f"{row[key]} is there twice"
+        found[row[key]] = row
     return found

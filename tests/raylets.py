@@ -1,6 +1,6 @@
 """A Ray cluster of several raylets on this machine, whose nodes come, are drained, and die. Also a script: rounds of chaos.
 
-    python tests/raylets.py '{"kind": ..., "out": ..., "seeds": [1, 2], "events": 6, "spec": {...}}'
+python tests/raylets.py '{"kind": ..., "out": ..., "seeds": [1, 2], "events": 6, "spec": {...}}'
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ class AutoscaledHead:
         from ray._raylet import GcsClient
 
         nodes = GcsClient(address=self.address).get_all_node_info(timeout=10).values()
-        alive = [dict(node.resources_total) for node in nodes if node.state == 0 and not node.is_head_node]
-        return alive
+        return [dict(node.resources_total) for node in nodes if node.state == 0 and not node.is_head_node]
 
     def shutdown(self) -> None:
         """End the head and every node."""
@@ -201,8 +200,8 @@ def run_chaos(timeout: float = 200, **call: Any) -> list[dict[str, Any]]:
 
     Args:
         timeout: Of all rounds, s.
-        **call: kind, out (a folder; each round's scan is below it), seeds (one a round), events (machines that come and die in
-            a round), spec, and perhaps run.
+        **call: kind, out (a folder; each round's scan is below it), seeds (one a round), events (machines that come and
+            die in a round), spec, and perhaps run.
     """
     driver = subprocess.Popen(
         [sys.executable, __file__, json.dumps(call)],

@@ -176,7 +176,7 @@ def unit_tables(
         pa.array([failed.get(int(row)) for row in rows], pa.string()),
     ]
     began = STARTED + timedelta(seconds=SECONDS * (index // 2))
-    unit = [unit_id(start, stop), worker, "host", "cpu", began, SECONDS, stop - start, 1, 64]
+    unit = [unit_id(start, stop), worker, "host", "cpu", began, SECONDS, stop - start, 1, 64, 10 * (stop - start)]
     tables = {
         "samples": pa.table(samples, schema=declared["samples"]),
         "influence": influence_table(truth, good, method, objective, declared["influence"]),

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raysense.digits import DigitsNet
+from raysense.engine.compaction import compact
+from raysense.engine.naming import commit_file, table_file
 from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError
 from raysense.measures import energy, interactions
@@ -31,6 +33,7 @@ from raysense.models import load_model
 from raysense.options import ComputeOptions
 from raysense.query.connection import open_results
 from raysense.scans.ablations import AblationsSpec
+from raysense.scans.base import Unit
 from raysense.validation import validated
 
 NETWORK = "raysense.digits:DigitsNet"
@@ -382,6 +385,18 @@ def test_units_do_not_change_the_numbers(
     check_same(distances(ablations), distances(other))
 
 
+def test_compacting_the_significance_scan_changes_nothing(base: Path, tmp_path: Path) -> None:
+    out = copied(base, tmp_path / "sig")
+    bound, loose = prepared("ablations", {"of": str(out)}, OPTIONS)
+    before = bound.open(loose, OPTIONS).compute(Unit("x", 0, loose.listing.num_rows))
+    compact(out, 0)
+    bound, compacted = prepared("ablations", {"of": str(out)}, OPTIONS)
+    assert compacted.listing.equals(loose.listing)
+    assert compacted.facts == loose.facts
+    after = bound.open(compacted, OPTIONS).compute(Unit("x", 0, loose.listing.num_rows))
+    assert after["class_distances"].equals(before["class_distances"])
+
+
 def check_same(one: pa.Table, other: pa.Table) -> None:
     """Equal but for the last digits, which depend on how work is cut and on threads."""
     for name in one.column_names:
@@ -485,9 +500,9 @@ def test_the_command_finishes_what_was_begun(base: Path, ablations: Store, tmp_p
     shutil.copytree(ablations.location, out)
     store = Store.open(out)
     # As if the driver had been stopped after two units.
-    for unit in list(store.committed())[2:]:
-        store.directory.delete(f"commits/{unit}.json")
-        store.directory.delete(store.table_file("class_distances", unit))
+    for unit, commit in sorted(store.snapshot().loose.items())[2:]:
+        store.directory.delete(commit_file(unit, commit.token))
+        store.directory.delete(table_file("class_distances", unit, commit.token))
     assert distances(store).num_rows < distances(ablations).num_rows
     arguments = ["scan", "ablations", "--of", str(base), "--out", str(out), "--unit-size", "4", "--resume", "--quiet"]
     subprocess.run([command, *arguments, "--workers", "1", "--device", "cpu"], check=True)

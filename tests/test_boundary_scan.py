@@ -275,11 +275,12 @@ def test_directions_scan_goes_on_when_its_base_has_grown_but_not_when_it_is_anot
     """S is that of the units that were there; a base run again with other directions is noticed by the worker."""
     grown, out = tmp_path / "grown", tmp_path / "shared"
     shutil.copytree(curved, grown)
-    (grown / "commits" / "0000000008-0000000010.json").rename(tmp_path / "later.json")
+    (commit,) = (grown / "commits").glob("0000000008-0000000010~*.json")
+    commit.rename(tmp_path / "later.json")
     spec = spec_of(zoo, "ellipsoid", of=str(grown), shared=2, noise="none", directions=2, limit=4)
     bound, found = prepared("directions", spec, OPTIONS)
     assert any("2 of 3 units" in note for note in found.notes)
-    (tmp_path / "later.json").rename(grown / "commits" / "0000000008-0000000010.json")
+    (tmp_path / "later.json").rename(commit)
     assert bound.fingerprints(OPTIONS) == found.facts["fingerprints"]
     before = bound.open(found, OPTIONS).compute(Unit("x", 0, 4))["direction_curvatures"]
     assert before.num_rows == 8
@@ -289,8 +290,9 @@ def test_directions_scan_goes_on_when_its_base_has_grown_but_not_when_it_is_anot
         OPTIONS,
         **spec_of(zoo, "ellipsoid", curvature="spectrum", keep_directions=2, seed=7, unit_size=4),
     )
-    shutil.rmtree(grown / "tables")
-    shutil.copytree(out / "tables", grown / "tables")
+    for folder in ("tables", "commits"):
+        shutil.rmtree(grown / folder)
+        shutil.copytree(out / folder, grown / folder)
     with pytest.raises(RaysenseError, match="is not the scan it was"):
         bound.open(found, OPTIONS)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as papq
 import pytest
+from stored import loose_file
 from synthetic import unit_id, write_scan
 
 from raysense.errors import RaysenseError, UsageError
@@ -91,7 +92,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 def test_a_failed_export_leaves_no_torn_file(tmp_path: Path) -> None:
     truth = write_scan(tmp_path / "run", commit=3)
-    Path(truth.store.directory.path(truth.store.table_file("influence", unit_id(100, 150)))).write_bytes(b"broken")
+    (tmp_path / "run" / loose_file(truth.store, "influence", unit_id(100, 150))).write_bytes(b"broken")
     with pytest.raises(RaysenseError, match=r"table influence of .* cannot be read"):
         export_tables(tmp_path / "run", tmp_path / "out")
     assert set(os.listdir(tmp_path / "out")) == {"samples.parquet"}

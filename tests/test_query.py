@@ -17,8 +17,10 @@ import pyarrow.parquet as papq
 import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from stored import loose_file
 from synthetic import Truth, unit_id, unit_tables, write_scan
 
+from raysense.engine.naming import table_file
 from raysense.engine.store import Store, encode_schemas
 from raysense.errors import RaysenseError, UsageError
 from raysense.query.connection import ResultDatabase, open_results
@@ -91,7 +93,7 @@ def test_uncommitted_and_half_written_files_are_never_read(tmp_path: Path) -> No
     # A whole unit whose commit is missing, a torn file under its final name, and a temporary file of a killed writer.
     tables = unit_tables(truth, 150, 200, "exact", "label", {}, worker="w", index=3)
     for name, table in tables.items():
-        directory.write_table(truth.store.table_file(name, unit_id(150, 200)), table)
+        directory.write_table(table_file(name, unit_id(150, 200), "0" * 12), table)
     (tmp_path / "run/tables/samples" / f"{unit_id(200, 250)}.arrow").write_bytes(b"ARROW1\0\0half")
     (tmp_path / "run/tables/samples" / f".{unit_id(0, 50)}.arrow.123.tmp").write_bytes(b"ARROW1")
     (tmp_path / "run/commits" / f".{unit_id(250, 300)}.json.123.tmp").write_bytes(b"{}")
@@ -188,7 +190,7 @@ def test_sql_errors_quote_the_offending_part(database: ResultDatabase, sql: str,
 
 
 def test_an_unreadable_file_is_not_called_an_sql_error(database: ResultDatabase, truth: Truth) -> None:
-    Path(truth.store.directory.path(truth.store.table_file("samples", unit_id(0, 50)))).write_bytes(b"broken")
+    truth.store.directory.write(loose_file(truth.store, "samples", unit_id(0, 50)), b"broken")
     with pytest.raises(RaysenseError, match=f"results cannot be read.*{unit_id(0, 50)}") as caught:
         database.query("SELECT max(label) FROM samples").table()
     assert not isinstance(caught.value, UsageError)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from shared_data import shared_data
+from stored import read_table
 from torch import Tensor
 
 import raysense
@@ -201,9 +202,7 @@ def test_tables_are_bit_identical_whatever_the_batch_size_and_the_workers(tmp_pa
         assert raysense.scan("significance", out, run={"workers": workers, "batch_size": batch_size}, **spec).complete
         store = Store.open(str(out))
         for name in TABLES:
-            files = [store.table_file(name, unit) for unit in sorted(store.committed())]
-            found = pa.concat_tables([store.directory.read_table(file) for file in files])
-            assert found.equals(here[name]), (workers, batch_size, name)
+            assert read_table(store, name).equals(here[name]), (workers, batch_size, name)
 
 
 def test_sums_for_the_ablations() -> None:

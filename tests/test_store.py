@@ -1,11 +1,9 @@
-"""The store: nothing half-written is read, nothing foreign is overwritten, one driver at a time."""
+"""The store: nothing half-written is read, nothing foreign is overwritten."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysense.engine.files import Directory
-from raysense.engine.lock import LOCK_FILE, DriverLock, running_since
+from raysense.engine.naming import table_file
 from raysense.engine.store import Store
 from raysense.errors import UsageError
 
+TOKEN = "0" * 12
 LISTING = pa.table({"number": [0, 1]})
 DOCUMENT = {"kind": "test", "spec": {}, "facts": {}, "unit_size": 1, "units": 2, "items": 2, "schemas": {}}
 
@@ -29,14 +28,73 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_unit_exists_only_with_its_commit(store: Store) -> None:
     table = pa.table({"x": [1, 2, 3]})
-    store.directory.write_table(store.table_file("numbers", "u1"), table)
+    store.directory.write_table(table_file("numbers", "u1", TOKEN), table)
     assert store.committed() == {}
     store.commit("u1", {"numbers": table}, {"attempt": 1})
     assert list(store.committed()) == ["u1"]
-    assert store.directory.read_table(store.table_file("numbers", "u1")).equals(table)
-    assert store.directory.read_json("commits/u1.json")["rows"] == {"numbers": 3}
+    snapshot = store.snapshot()
+    (file,) = snapshot.files("numbers")
+    assert store.directory.read_table(file).equals(table)
+    (record,) = store.records(snapshot.loose)
+    assert (record["unit"], record["rows"], record["attempt"]) == ("u1", {"numbers": 3}, 1)
     store.commit("u1", {"numbers": table}, {"attempt": 2})
-    assert list(store.committed()) == ["u1"]
+    assert store.snapshot() == snapshot
+
+
+def written(store: Store, worker: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
+    """The files that a commit writes, in their order, instead of writing them."""
+    files: list[tuple[str, bytes]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "write", lambda self, file, data: files.append((file, bytes(data))))
+        tables = {name: pa.table({"worker": [worker], "table": [name]}) for name in ("a", "b")}
+        store.commit("u1", tables, {"worker": worker})
+    return files
+
+
+@pytest.mark.parametrize("order", [order for order in itertools.product("AB", repeat=6) if order.count("A") == 3])
+def test_two_commits_of_a_unit_never_mix_in_whatever_order_they_write(
+    store: Store, order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {worker: written(store, worker, monkeypatch) for worker in "AB"}
+    first = ""
+    for moment, worker in enumerate(order):
+        file, data = left[worker].pop(0)
+        store.directory.write(file, data)
+        os.utime(store.directory.path(file), (moment, moment))
+        first = first or (worker if not left[worker] else "")
+        snapshot = store.snapshot()
+        assert snapshot.units == (["u1"] if first else [])
+        found = [store.directory.read_table(*snapshot.files(name)).to_pylist() for name in ("a", "b") if first]
+        assert found == [[{"worker": first, "table": name}] for name in ("a", "b") if first]
+
+
+def test_a_token_counts_once_a_unit(store: Store) -> None:
+    for _ in range(2):
+        store.commit("u1", {"numbers": LISTING}, {}, TOKEN)
+    store.commit("u2", {"numbers": LISTING}, {}, TOKEN)
+    names = [entry.name for entry in store.directory.list("commits")]
+    assert len(names) == 3
+    assert {f"u1~{TOKEN}.json", f"u2~{TOKEN}.json"} < set(names)
+    assert store.is_committed("u1", TOKEN)
+    assert not store.is_committed("u1", "1" * 12)
+    with pytest.raises(ValueError, match="12 hexadecimal digits"):
+        store.commit("u3", {}, {}, "../../../x")
+
+
+def test_who_slept_while_it_committed_writes_again_what_was_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed(self: Directory, file: str, table: pa.Table, compression: str | None) -> int:
+        size = write(self, file, table, compression)
+        if next(calls) == 0:
+            self.delete(file)
+        return size
+
+    write, calls = Directory.write_table, itertools.count()
+    monkeypatch.setattr(Directory, "write_table", removed)
+    monkeypatch.setattr("raysense.engine.store._SLOW_COMMIT_SECONDS", -1.0)
+    store.commit("u1", {"a": LISTING, "b": LISTING}, {})
+    assert [store.directory.read_table(*store.snapshot().files(name)).num_rows for name in ("a", "b")] == [2, 2]
 
 
 def test_a_failed_write_leaves_no_trace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,31 +160,6 @@ def test_a_directory_of_folders_is_not_free(tmp_path: Path) -> None:
     refused(tmp_path / "photos", "not a raysense scan")
 
 
-def test_a_missed_heartbeat_is_made_up_for_and_a_takeover_is_noticed(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("raysense.engine.lock.HEARTBEAT_SECONDS", 0.05)
-    write, failing = Directory.write_json, [True]
-
-    def unreliable(self: Directory, relative: str, document: object) -> None:
-        if failing[0] and relative == LOCK_FILE and store.directory.exists(LOCK_FILE):
-            raise OSError("the network blinked")
-        write(self, relative, document)
-
-    monkeypatch.setattr(Directory, "write_json", unreliable)
-    with DriverLock(store.directory) as lock:
-        first = store.directory.read_json(LOCK_FILE)
-        time.sleep(0.3)
-        assert store.directory.read_json(LOCK_FILE) == first
-        failing[0] = False
-        time.sleep(0.3)
-        assert store.directory.read_json(LOCK_FILE)["heartbeat"] > first["heartbeat"]
-        assert not lock.lost
-        write(store.directory, LOCK_FILE, {**first, "owner": "another"})
-        time.sleep(0.3)
-        assert lock.lost
-
-
 def test_an_empty_or_half_started_directory_is_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     Store.create(tmp_path / "empty", {}, LISTING)
@@ -148,58 +181,3 @@ def test_opening_what_is_no_scan(tmp_path: Path) -> None:
             (tmp_path / name / "scan.json").write_text(content)
         with pytest.raises(UsageError):
             Store.open(tmp_path / name)
-
-
-HOLD = """
-import sys, time
-from raysense.engine.lock import DriverLock
-from raysense.engine.store import Store
-with DriverLock(Store.open(sys.argv[1]).directory):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_driver_is_refused_until_the_first_is_gone(store: Store) -> None:
-    assert not running_since(store.directory)
-    with subprocess.Popen([sys.executable, "-c", HOLD, store.location], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        assert running_since(store.directory)
-        with pytest.raises(UsageError, match=f"another driver \\(process {first.pid}"), DriverLock(store.directory):
-            pass
-        first.kill()
-        first.wait()
-    assert not running_since(store.directory)
-    with DriverLock(store.directory):
-        assert running_since(store.directory)
-    assert not running_since(store.directory)
-
-
-def test_a_driver_elsewhere_counts_while_its_heart_beats(store: Store) -> None:
-    holder = {
-        "owner": "x",
-        "host": "elsewhere",
-        "pid": 1,
-        "process_started": 0.0,
-        "taken": 0.0,
-        "heartbeat": time.time() - 30,
-    }
-    store.directory.write_json(LOCK_FILE, holder)
-    with pytest.raises(UsageError, match="on elsewhere"), DriverLock(store.directory):
-        pass
-    store.directory.write_json(LOCK_FILE, {**holder, "heartbeat": time.time() - 90})
-    with DriverLock(store.directory):
-        pass
-
-
-def test_of_many_drivers_that_start_together_one_wins(store: Store) -> None:
-    script = HOLD.replace("time.sleep(60)", "time.sleep(3)")
-    drivers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, store.location], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    outputs = [driver.communicate()[0] for driver in drivers]
-    assert outputs.count("held\n") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,8 +24,12 @@ _LISTS = {
     "fixed": "AXIS=VALUE,...",
     "classes": "NAME=CLASS,...",
     "samples": "ID,...",
+    "gpus": "N,...",
 }
 """How the items of options that are lists are written."""
+
+_TEXTS = {"model": "REFERENCE", "data": "REFERENCE", "of": "DIR", "straggler": "SHARE:FACTOR"}
+"""What options that are texts stand for."""
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -36,20 +40,25 @@ quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-def model_options(model: type[BaseModel]) -> list[Decorator]:
+def model_options(model: type[BaseModel], names: Mapping[str, str] | None = None) -> list[Decorator]:
     """One option for each field of a model. Values stay text: the model parses and validates them.
 
     In reverse order, since decorators apply from the bottom up.
+
+    Args:
+        model: The model.
+        names: What the options of some fields are called; the others are called as their field.
     """
-    return [_option(name, field) for name, field in reversed(model.model_fields.items())]
+    names = names or {}
+    return [_option(name, names.get(name, name), field) for name, field in reversed(model.model_fields.items())]
 
 
-def _option(name: str, field: FieldInfo) -> Decorator:
+def _option(field_name: str, name: str, field: FieldInfo) -> Decorator:
     text = f"{sentence(field.description or name)}{_default(field)}."
     flag = name.replace("_", "-")
     if bool in _members(field.annotation):
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)
-    return click.option(f"--{flag}", name, metavar=_metavar(name, field), help=text)
+    return click.option(f"--{flag}", name, metavar=_metavar(field_name, field), help=text)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +87,12 @@ def progress_callback(label: str, quiet: bool) -> Iterator[Callable[[int, int], 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def bad_items_hint(directory: str, where: tuple[str, str] | None) -> str:
+    """The command that shows why items could not be computed."""
+    table, name = where or ("samples", "sample_id")
+    return f'why: raysense sql {directory} "SELECT {name}, error FROM {table} WHERE error IS NOT NULL"'
+
+
 def sentence(text: str) -> str:
     """A text that begins with a capital."""
     return text[0].upper() + text[1:]
@@ -91,7 +106,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         elif kind in (int, float):
             choices.insert(0, "N")
         elif kind is str:
-            choices.append({"model": "REFERENCE", "data": "REFERENCE", "of": "DIR"}.get(name, "TEXT"))
+            choices.append(_TEXTS.get(name, "TEXT"))
         elif get_origin(kind) is tuple:
             choices.append(_LISTS.get(name, "NAME,..."))
     return "|".join(choices)

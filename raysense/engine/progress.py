@@ -27,7 +27,7 @@ class Progress(Observer):
     def __init__(self, total: int, done: int, quiet: bool = False, noun: str = "samples") -> None:
         self._total = total
         self._before = self.done_items = done
-        self._failed = 0
+        self.failed = 0
         self.bad = 0
         self._ready = self._requested = self._most_ready = 0
         self._noun = noun
@@ -73,7 +73,7 @@ class Progress(Observer):
 
     def given_up(self, unit: Unit, message: str) -> None:
         """A unit has failed for good."""
-        self._failed += 1
+        self.failed += 1
         self.note(f"unit {unit.id} failed for good: {message}")
         self._refresh()
 
@@ -102,17 +102,24 @@ class Progress(Observer):
         """Print a line above the bar."""
         self._console.print(message, style="yellow", soft_wrap=True, markup=False)
 
+    @property
+    def rate(self) -> float | None:
+        """Items per second of this run since the first worker was ready; None before."""
+        if self._working_since is None:
+            return None
+        elapsed = time.monotonic() - self._working_since
+        return (self.done_items - self._before) / elapsed if elapsed > 0 else None
+
     def line(self) -> str:
         """The counts as one line of text."""
-        if self._working_since is None:
+        rate = self.rate
+        if rate is None:
             return f"{self.done_items}/{self._total} {self._noun}  starting workers"
-        elapsed = time.monotonic() - self._working_since
-        rate = (self.done_items - self._before) / elapsed if elapsed > 0 else 0.0
         left = f"{clock((self._total - self.done_items) / rate)} left" if rate > 0 else "- left"
         text = f"{self.done_items}/{self._total} {self._noun}  {rate:.3g}/s  {left}"
         text += f"  workers {self._ready}/{self._requested}"
         text += f"  {self.bad} {self._noun} failed" if self.bad else ""
-        return text + (f"  {self._failed} units failed" if self._failed else "")
+        return text + (f"  {self.failed} units failed" if self.failed else "")
 
     def _refresh(self) -> None:
         self._bar.update(self._task, completed=self.done_items)

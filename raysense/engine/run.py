@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from raysense.engine.beat import Beat
 from raysense.engine.dispatch import Dispatcher
 from raysense.engine.events import event_log
 from raysense.engine.files import Directory
@@ -90,7 +91,7 @@ def run_scan(
         with Progress(total, before, quiet, scan.noun) as progress, cluster(options), _stop_signals() as stop:
             placement = place(options, len(left))
             store = begin()
-            watching: list[Observer] = [progress, DriverMetrics(store.name, scan.kind)]
+            watching: list[Observer] = [progress, Beat(progress, lock.publish), DriverMetrics(store.name, scan.kind)]
             with event_log(options.log, store.location) as log:
                 watching += [log] if log is not None else []
                 dispatcher = Dispatcher(

@@ -140,20 +140,23 @@ def place(options: RunOptions, units: int) -> Placement:
         raise UsageError(
             "device 'cuda' asked for, but Ray sees no GPU; use --device cpu, or --workers max with an autoscaler"
         )
-    if options.device == "cuda" or (options.device == "auto" and gpus > 0):
-        shares = [node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
-        wanted = gpus if options.workers == "auto" else options.workers
-        return Placement(_bounded(wanted, units), max(1, min(shares, default=1)), 1, None)
-    cpus = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
     largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=1)))
+    asked = None if options.worker_cpus == "auto" else options.worker_cpus
+    if asked is not None and asked > largest and options.workers != "max":
+        raise UsageError(f"worker_cpus {asked}: no machine of the cluster has more than {largest} CPUs; ask for fewer")
+    if options.device == "cuda" or (options.device == "auto" and gpus > 0):
+        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+        wanted = gpus if options.workers == "auto" else options.workers
+        return Placement(_bounded(wanted, units), asked or max(1, min(shares, default=1)), 1, None)
+    cpus = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
     if options.workers == "auto":
         memory = psutil.virtual_memory().available // _BYTES_PER_CPU_WORKER if len(nodes) == 1 else cpus
-        wanted = max(1, min(cpus, int(memory)))
+        wanted = max(1, min(cpus // (asked or 1), int(memory)))
     else:
         wanted = options.workers
     workers = _bounded(wanted, units)
-    if options.workers == "max":
-        return Placement(workers, 1, 0, 1)
+    if asked is not None or options.workers == "max":
+        return Placement(workers, asked or 1, 0, asked or 1)
     threads = max(1, min(cpus // workers, largest))
     return Placement(workers, threads if workers <= cpus else math.floor(1e4 * cpus / workers) / 1e4, 0, threads)
 

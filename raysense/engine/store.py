@@ -2,34 +2,58 @@
 
 Layout::
 
-    scan.json                       spec, versions, fingerprints; created once
-    listing.arrow                   what the scan's units range over, listed once
-    tables/<table>/<unit>.arrow     Arrow IPC files, zstd
-    commits/<unit>.json             published last: the unit exists for readers only when this file does
-    attempts/<unit>.json            the errors of a unit so far
-    failures/<unit>.json            a unit given up on
+    scan.json                               spec, versions, fingerprints; created once
+    listing.arrow                           what the scan's units range over, listed once
+    tables/<table>/<unit>~<token>.arrow     Arrow IPC files of one attempt
+    commits/<unit>~<token>.json             published last: the unit exists for readers only when this file does
+    manifests/<number>~<token>.arrow        which units a compaction has gathered in which parts; the highest counts
+    compacted/<table>/...                   the parts: `raysense.engine.compaction`
+    attempts/<unit>.json                    the errors of a unit so far
+    failures/<unit>.json                    a unit given up on
+
+Attempts of one unit may overlap, so each writes files of its own, told apart by their token; of several commits of a unit
+readers take the first, or what a manifest says. Format 1, which is still read, had no tokens and no manifests.
 """
 
 from __future__ import annotations
 
 import base64
 import os
-import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from raysense.engine.files import TEMPORARY_SUFFIX, Directory
-from raysense.engine.lock import KERNEL_LOCK_FILE, LOCK_FILE
+from raysense.engine.lock import LEFTOVERS
+from raysense.engine.manifests import Manifest, read_manifest
+from raysense.engine.naming import (
+    COMMITS,
+    changed,
+    check_table,
+    check_unit,
+    commit_file,
+    manifests_in,
+    new_token,
+    table_file,
+    units_in,
+)
+from raysense.engine.reading import for_each, threads_for
+from raysense.engine.snapshot import Commit, Snapshot
 from raysense.errors import RaysenseError, UsageError, first_line
 
 SCAN_FILE = "scan.json"
 LISTING_FILE = "listing.arrow"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 _DOCUMENT_KEYS = frozenset({"kind", "spec", "facts", "unit_size", "units", "items", "schemas"})
-_UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,199}")
+_PLAIN_BYTES = 16 * 2**10
+"""Tables up to this size are not compressed: it would save nothing and make reading ten times as slow."""
+_SLOW_COMMIT_SECONDS = 300.0
+_MANIFEST_TRIES = 5
 
 
 class Store:
@@ -37,6 +61,8 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        self._manifest = Manifest.empty()
+        self._attempted: set[tuple[str, str]] = set()
 
     @classmethod
     def create(cls, location: str | os.PathLike[str], document: Mapping[str, Any], listing: pa.Table | None) -> Store:
@@ -65,7 +91,7 @@ class Store:
                     f"{directory.location}`, or name another directory"
                 )
             # These are what a driver leaves that died while it was starting.
-            leftovers = {LISTING_FILE, LOCK_FILE, KERNEL_LOCK_FILE}
+            leftovers = {LISTING_FILE, *LEFTOVERS}
             if not all(name in leftovers or name.endswith(TEMPORARY_SUFFIX) for name in directory.names()):
                 raise UsageError(
                     f"out {directory.location!r} holds something that is not a raysense scan; "
@@ -87,7 +113,7 @@ class Store:
         try:
             document = store.document()
             version = document["format"]
-            if version == FORMAT_VERSION and not document.keys() >= _DOCUMENT_KEYS:
+            if version in READ_VERSIONS and not document.keys() >= _DOCUMENT_KEYS:
                 raise KeyError(f"no {', '.join(sorted(_DOCUMENT_KEYS - document.keys()))}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
@@ -96,9 +122,10 @@ class Store:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{directory.path(SCAN_FILE)} is not a raysense scan document: {error}") from error
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS:
+            known = " and ".join(map(str, READ_VERSIONS))
             raise UsageError(
-                f"directory {directory.location!r} has store format {version}, this version reads format {FORMAT_VERSION}; "
+                f"directory {directory.location!r} has store format {version}, this version reads formats {known}; "
                 "use the raysense version that wrote it"
             )
         return store
@@ -119,8 +146,18 @@ class Store:
         return document
 
     def schemas(self) -> dict[str, pa.Schema]:
-        """Schemas of the tables as the scan wrote them; reading results runs no code of the scan."""
-        return decode_schemas(self.document()["schemas"])
+        """Schemas of the tables as the scan wrote them; reading results runs no code of the scan.
+
+        Raises:
+            RaysenseError: a table has a name that could lead out of the directory.
+        """
+        schemas = decode_schemas(self.document()["schemas"])
+        for table in schemas:
+            try:
+                check_table(table)
+            except ValueError as error:
+                raise RaysenseError(f"{self.directory.path(SCAN_FILE)}: {error}; start a new scan") from error
+        return schemas
 
     def listing(self) -> pa.Table:
         """The stored listing of the data (memory-mapped on a local disk).
@@ -140,45 +177,119 @@ class Store:
     def commit(
         self, unit: str, tables: Mapping[str, pa.Table], record: Mapping[str, Any], token: str | None = None
     ) -> int:
-        """Publish a unit's tables, then its commit; returns the bytes written. Committing twice is harmless."""
-        _check_unit_id(unit)
-        size = sum(self.directory.write_table(self.table_file(name, unit), table) for name, table in tables.items())
+        """Publish a unit's tables, then its commit; returns the bytes written.
+
+        Committing a unit again, also at the same time, is harmless: readers see the first commit.
+
+        Args:
+            unit: Id of the unit.
+            tables: Its rows, by table.
+            record: What else the commit says of it.
+            token: Token of the worker, by which `is_committed` finds the commit with one request; None for a new one. It
+                counts once a unit: files that may be committed already are never overwritten.
+        """
+        if token is None or (unit, token) in self._attempted:
+            token = new_token()
+        self._attempted.add((unit, token))
+        began = time.time()
+        sizes = {name: self._write_rows(table_file(name, unit, token), table) for name, table in tables.items()}
+        if time.time() - began > _SLOW_COMMIT_SECONDS:
+            # Who slept so long may have been taken for dead, and a compaction have removed what no commit names.
+            for name, table in tables.items():
+                if not self.directory.exists(table_file(name, unit, token)):
+                    self._write_rows(table_file(name, unit, token), table)
+        size = sum(sizes.values())
         rows = {name: table.num_rows for name, table in tables.items()}
-        self.directory.write_json(f"commits/{unit}.json", {"unit": unit, "rows": rows, "bytes": size, **record})
+        self.directory.write_json(
+            commit_file(unit, token), {"unit": unit, "token": token, "rows": rows, "bytes": size, **record}
+        )
         return size
 
+    def _write_rows(self, file: str, table: pa.Table) -> int:
+        return self.directory.write_table(file, table, compression="zstd" if table.nbytes > _PLAIN_BYTES else None)
+
+    def snapshot(self) -> Snapshot:
+        """What is committed now. A listing of commits, one of manifests, and the latest manifest unless it is known.
+
+        Raises:
+            RaysenseError: the directory holds names that no scan gives, or a damaged manifest.
+        """
+        # Commits first: a commit that is removed before this listing is in a manifest that is there by the next.
+        commits = self._commits()
+        manifest = self.manifest()
+        if len(manifest):
+            for unit, place in zip(list(commits), manifest.places(list(commits)), strict=True):
+                if place >= 0:
+                    del commits[unit]
+        return Snapshot(self.directory, manifest, commits)
+
+    def manifest(self) -> Manifest:
+        """The latest manifest.
+
+        Raises:
+            RaysenseError: it is damaged.
+        """
+        for _ in range(_MANIFEST_TRIES):
+            names = manifests_in(self.directory)
+            if not names:
+                return Manifest.empty()
+            name, _ = names[-1]
+            if name != self._manifest.name:
+                try:
+                    self._manifest = read_manifest(self.directory, name)
+                except FileNotFoundError:  # superseded and removed since it was listed
+                    continue
+            return self._manifest
+        raise RaysenseError(f"{self.location} is compacted without a pause; try again")
+
+    def _commits(self) -> dict[str, Commit]:
+        """The first commit of every unit that has one in the folder of commits."""
+        found: dict[str, tuple[float, str, datetime | None]] = {}
+        for unit, token, entry in units_in(self.directory, COMMITS):
+            candidate = (changed(entry), token, entry.modified)
+            if unit not in found or candidate[:2] < found[unit][:2]:
+                found[unit] = candidate
+        return {unit: Commit(token, modified) for unit, (_, token, modified) in found.items()}
+
     def committed(self) -> dict[str, datetime | None]:
-        """Committed unit ids, sorted, with the time of their commit (UTC). One listing, no file is read."""
-        return {
-            entry.name.removesuffix(".json"): entry.modified
-            for entry in self.directory.list("commits")
-            if entry.name.endswith(".json")
-        }
+        """Committed unit ids, sorted, with the time of their commit (UTC); see `snapshot`."""
+        return self.snapshot().times()
 
     def is_committed(self, unit: str, token: str | None = None) -> bool:
-        """Whether one unit is committed."""
-        _check_unit_id(unit)
-        return self.directory.exists(f"commits/{unit}.json")
+        """Whether one unit is committed; with a token, whether by that worker, as far as its commit is still there.
 
-    def commit_record(self, unit: str) -> dict[str, Any]:
-        """What a unit's commit says of it."""
-        record: dict[str, Any] = self.directory.read_json(f"commits/{unit}.json")
+        With a token it costs a request or two, without one the listings of `snapshot`.
+        """
+        if token is None:
+            check_unit(unit)
+            return unit in self.snapshot()
+        return self.directory.exists(commit_file(unit, token)) or unit in self.manifest()
+
+    def records(self, commits: Mapping[str, Commit]) -> list[dict[str, Any]]:
+        """What the given commits say of their units, read by several threads.
+
+        Raises:
+            FileNotFoundError: a compaction has removed one meanwhile.
+            RaysenseError: one is damaged.
+        """
+        files = [commit_file(unit, commit.token) for unit, commit in commits.items()]
+        with ThreadPoolExecutor(threads_for(self.directory), "raysense-records") as pool:
+            return list(for_each(self.directory, pool, self._record, files))
+
+    def _record(self, file: str) -> dict[str, Any]:
+        try:
+            record = self.directory.read_json(file)
+        except ValueError as error:
+            raise RaysenseError(f"{self.location}/{file} is damaged ({first_line(error)}); remove it") from error
+        if not isinstance(record, dict):
+            raise RaysenseError(f"{self.location}/{file} is no commit of a unit; remove it")
         return record
-
-    @staticmethod
-    def table_file(table: str, unit: str) -> str:
-        """Path of a unit's file of a table, relative to the scan directory."""
-        return f"tables/{table}/{unit}.arrow"
-
-    def table_paths(self, table: str, units: Iterable[str]) -> list[str]:
-        """Paths of the files of a table for the given units, on the directory's filesystem."""
-        return [self.directory.path(self.table_file(table, unit)) for unit in units]
 
     # -- failures ------------------------------------------------------------------------------------------------------
 
     def write_attempts(self, unit: str, attempts: list[dict[str, Any]]) -> None:
         """Record the charged attempts of a unit so far."""
-        _check_unit_id(unit)
+        check_unit(unit)
         self.directory.write_json(f"attempts/{unit}.json", attempts)
 
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
@@ -190,12 +301,12 @@ class Store:
 
     def write_failure(self, unit: str, attempts: list[dict[str, Any]]) -> None:
         """Record that a unit is given up on, with all its attempts and their tracebacks."""
-        _check_unit_id(unit)
+        check_unit(unit)
         self.directory.write_json(f"failures/{unit}.json", {"unit": unit, "attempts": attempts})
 
     def clear_failure(self, unit: str) -> None:
         """Forget a failure (the unit is tried again or done)."""
-        _check_unit_id(unit)
+        check_unit(unit)
         self.directory.delete(f"failures/{unit}.json")
 
     def failures(self) -> list[dict[str, Any]]:
@@ -203,7 +314,7 @@ class Store:
         names = [entry.name for entry in self.directory.list("failures")]
         if not names:
             return []
-        committed = self.committed()
+        committed = self.snapshot()
         return [
             self.directory.read_json(f"failures/{name}")
             for name in names
@@ -219,11 +330,6 @@ def encode_schemas(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:
 def decode_schemas(encoded: Mapping[str, str]) -> dict[str, pa.Schema]:
     """The inverse of :func:`encode_schemas`."""
     return {name: pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for name, text in encoded.items()}
-
-
-def _check_unit_id(unit: str) -> None:
-    if not _UNIT_ID.fullmatch(unit):
-        raise ValueError(f"unit id {unit!r} is not a plain file name")
 
 
 def _unwritable(directory: Directory, error: OSError) -> UsageError:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
+from raysense.engine.snapshot import Snapshot
 from raysense.query.catalogue import Macro, callees_first, read_macros
 from raysense.query.overview import (
     AXES,
@@ -95,7 +96,7 @@ class ResultDatabase:
         self.connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
         self.connection.execute("SET TimeZone = 'UTC'")
         self.connection.execute("SET python_enable_replacements = false")
-        self._units: dict[str, list[str]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._latest = QueryResult(None)
         self.refresh()
         self._tables = self._create_views()
@@ -119,24 +120,24 @@ class ResultDatabase:
         """Columns of every view, the scans' tables first."""
         return self._tables
 
-    def committed(self, scan: ScanTables) -> list[str]:
-        """Units of a scan that the views hold now, sorted."""
-        return self._units[scan.name]
+    def committed(self, scan: ScanTables) -> Snapshot:
+        """Units of a scan that the views hold now."""
+        return self._snapshots[scan.name]
 
     def refresh(self) -> None:
-        """Take in the units committed since; one listing a scan, no file is read."""
+        """Take in the units committed since; two listings a scan, and a file only after a compaction."""
         self._latest.close()
         changed = False
         for index, scan in enumerate(self.scans):
-            units = list(scan.store.committed())
-            if units == self._units.get(scan.name):
+            snapshot = scan.store.snapshot()
+            if snapshot == self._snapshots.get(scan.name):
                 continue
             changed = True
-            self._units[scan.name] = units
+            self._snapshots[scan.name] = snapshot
             for table in scan.schemas:
-                self.connection.register(_source(table, index), scan.dataset(table, units))
+                self.connection.register(_source(table, index), scan.dataset(table, snapshot))
         if changed:
-            done = {name: len(units) for name, units in self._units.items()}
+            done = {name: len(snapshot) for name, snapshot in self._snapshots.items()}
             self.connection.register("_scans", scans_table(self.scans, done))
 
     def statements(self, sql: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import BinaryIO
@@ -11,13 +11,15 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from raysense.engine.files import TEMPORARY_SUFFIX, Directory
+from raysense.engine.reading import read_pieces
+from raysense.engine.snapshot import Piece
 from raysense.errors import RaysenseError, UsageError
 from raysense.query import EXPORT_FORMATS
 from raysense.query.encoders import Encoder, write_arrow, write_csv, write_parquet
 from raysense.query.tables import ScanTables, open_scans
 
 Progress = Callable[[int, int], None]
-"""Called with how many files have been read, and how many there are."""
+"""Called with how many pieces have been read, and how many there are."""
 
 _ENCODERS: dict[str, Encoder] = {"parquet": write_parquet, "csv": write_csv, "arrow": write_arrow}
 
@@ -34,7 +36,7 @@ def export_tables(
         location: Scan directory, finished or not.
         out: New or empty directory, local or a URI.
         format: ``parquet``, ``csv`` or ``arrow`` (`EXPORT_FORMATS`).
-        progress: Called after every file read with (files read, files in all).
+        progress: Called after every piece (the file of a unit, some units of a part) with (pieces read, pieces in all).
 
     Returns:
         Rows written, by table.
@@ -48,13 +50,17 @@ def export_tables(
     (scan,) = open_scans(location)
     target = Directory(out)
     _check_empty(target)
-    units = list(scan.store.committed())
+    units = scan.store.snapshot().select()
+    pieces = {table: units.pieces(table) for table in scan.schemas}
+    total = sum(map(len, pieces.values()))
     rows: dict[str, int] = {}
-    for index, (table, schema) in enumerate(scan.schemas.items()):
+    done = 0
+    for table, schema in scan.schemas.items():
         documented = schema.with_metadata({**(schema.metadata or {}), b"raysense": json.dumps(scan.document).encode()})
-        step = None if progress is None else _offset(progress, index * len(units), len(scan.schemas) * len(units))
+        step = None if progress is None else _offset(progress, done, total)
         with _published(target, f"{table}.{format}") as stream:
-            rows[table] = _ENCODERS[format](documented, _batches(scan, table, units, step), stream)
+            rows[table] = _ENCODERS[format](documented, _batches(scan, table, pieces[table], step), stream)
+        done += len(pieces[table])
     return rows
 
 
@@ -74,24 +80,18 @@ def _offset(progress: Progress, done: int, total: int) -> Callable[[int], None]:
 
 
 def _batches(
-    scan: ScanTables, table: str, units: Sequence[str], progress: Callable[[int], None] | None
+    scan: ScanTables, table: str, pieces: list[Piece], progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a table in the order of the units."""
-    read = 0
-    current = None
-    try:
-        scanner = scan.dataset(table, units).scanner(batch_readahead=4, fragment_readahead=2)
-        for tagged in scanner.scan_batches():
-            if current is not None and tagged.fragment.path != current:
-                read += 1
-                if progress is not None:
-                    progress(read)
-            current = tagged.fragment.path
-            yield tagged.record_batch
-    except (pa.ArrowException, OSError) as error:
-        raise RaysenseError(f"table {table} of {scan.store.location!r} cannot be read: {error}") from error
-    if progress is not None:
-        progress(len(units))
+    read = read_pieces(scan.store.directory, pieces, scan.schemas[table])
+    for number in range(1, len(pieces) + 1):
+        try:
+            _, rows = next(read)
+        except (pa.ArrowException, OSError) as error:
+            raise RaysenseError(f"table {table} of {scan.store.location!r} cannot be read: {error}") from error
+        yield from rows.to_batches()
+        if progress is not None:
+            progress(number)
 
 
 @contextmanager

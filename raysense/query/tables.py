@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from raysense.engine.snapshot import Snapshot
 from raysense.engine.store import Store
 from raysense.errors import UsageError
 
@@ -62,10 +63,10 @@ class ScanTables:
         """Axes of the semantic space (name, unit, low, high, periodic), in its order; empty where there is none."""
         return list((self.facts.get("space") or {}).get("axes") or ())
 
-    def dataset(self, table: str, units: Iterable[str]) -> ds.FileSystemDataset:
-        """A table over the given committed units, with the schema its scan declared; files open on reading."""
+    def dataset(self, table: str, snapshot: Snapshot) -> ds.FileSystemDataset:
+        """A table of the units of a snapshot, with the schema its scan declared; files open on reading."""
         return ds.FileSystemDataset.from_paths(
-            self.store.table_paths(table, units),
+            snapshot.paths(table),
             schema=self.schemas[table],
             format=ds.IpcFileFormat(),
             filesystem=self.store.directory.filesystem,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from raysense.engine.snapshot import Snapshot
 from raysense.query.connection import ResultDatabase, quoted_text
 from raysense.query.tables import ScanTables
 from raysense.report.significance_figures import HeatMap
@@ -93,7 +94,7 @@ def read_significance(database: ResultDatabase) -> Significance:
     return known[1]
 
 
-_KEPT: WeakKeyDictionary[ResultDatabase, tuple[list[list[str]], Significance]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[ResultDatabase, tuple[list[Snapshot], Significance]] = WeakKeyDictionary()
 """A report has a chapter for every scan and one for all: the divergences of a thousand classes are computed once."""
 
 

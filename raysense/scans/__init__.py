@@ -8,8 +8,9 @@ import pkgutil
 from functools import cache
 
 from raysense.errors import UsageError
-from raysense.references import Reference, import_factory, local_path
+from raysense.references import Reference, import_factory
 from raysense.scans.base import Computer, Prepared, Scan, ScanSpec, Unit
+from raysense.working_directory import kept_path
 
 __all__ = ["Computer", "Prepared", "Scan", "ScanSpec", "Unit", "absolute_kind", "get_scan", "scan_kinds"]
 
@@ -35,7 +36,7 @@ def scan_kinds() -> list[str]:
 def absolute_kind(kind: str) -> str:
     """The same kind, meaning the same in another working directory."""
     where, _, name = kind.rpartition(":")
-    return f"{local_path(where)}:{name}" if where.endswith(".py") else kind
+    return f"{kept_path(where)}:{name}" if where.endswith(".py") else kind
 
 
 def get_scan(kind: str) -> type[Scan]:

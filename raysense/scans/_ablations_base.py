@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from raysense.errors import UsageError
 from raysense.models import load_model
-from raysense.scans._results import ScanResults, matrix
+from raysense.scans._results import UNIT_COLUMN, ScanResults, matrix
 from raysense.scans.ablations import AblationsSpec
 from raysense.scans.base import Prepared
 
@@ -66,7 +65,7 @@ class SignificanceResults(ScanResults):
 
     def current_fingerprints(self) -> dict[str, str]:
         """Fingerprints of the model, and of the committed units, as they are now."""
-        return {"model": load_model(self.model).fingerprint, "data": self.data_fingerprint(self.store.committed())}
+        return {"model": load_model(self.model).fingerprint, "data": self.data_fingerprint(self._snapshot.units)}
 
     def class_sums(self, table: str, classes: Sequence[ClassEntry], layer: str | None = None) -> list[np.ndarray]:
         """Sums over the units of classes of one split, one row a class, float64.
@@ -144,11 +143,11 @@ def _classes(base: SignificanceResults, units: Sequence[str]) -> list[ClassEntry
     """Every split and class that has samples, sorted, splits in their order in the significance scan."""
     samples: dict[tuple[str, int], int] = {}
     holding: dict[tuple[str, int], list[str]] = {}
-    for row in base.rows("class_outputs", units, ("split", "class", "n_samples", "__filename")).to_pylist():
+    for row in base.rows("class_outputs", units, ("split", "class", "n_samples", UNIT_COLUMN)).to_pylist():
         if row["n_samples"]:
             key = row["split"], row["class"]
             samples[key] = samples.get(key, 0) + row["n_samples"]
-            holding.setdefault(key, []).append(PurePosixPath(row["__filename"]).stem)
+            holding.setdefault(key, []).append(row[UNIT_COLUMN])
     places = {split: place for place, split in enumerate(dict.fromkeys(split for split, _ in samples))}
     ordered = sorted(samples, key=lambda key: (places[key[0]], key[1]))
     return [ClassEntry(*key, samples[key], tuple(dict.fromkeys(holding[key]))) for key in ordered]

@@ -12,9 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from raysense.engine.reading import read_pieces
+from raysense.engine.snapshot import Piece
 from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError, first_line
 from raysense.models import load_model
+
+UNIT_COLUMN = "__unit"
+"""Name under which `ScanResults.rows` gives the unit of each row."""
 
 
 class ScanResults:
@@ -32,6 +37,7 @@ class ScanResults:
         self.store = Store.open(location)
         self.document = self.store.document()
         self.schemas = self.store.schemas()
+        self._snapshot = self.store.snapshot()
         if self.document["kind"] != kind:
             raise UsageError(f"of {location!r} holds a scan of kind {self.document['kind']!r}; name a {kind} scan")
 
@@ -52,7 +58,7 @@ class ScanResults:
         Raises:
             UsageError: there are none.
         """
-        units = sorted(self.store.committed())
+        units = self._snapshot.units
         if not units:
             location = self.store.location
             raise UsageError(f"of {location!r} has no committed units yet; finish it with `raysense resume {location}`")
@@ -93,23 +99,37 @@ class ScanResults:
     def rows(
         self, table: str, units: Sequence[str], columns: Sequence[str], condition: pc.Expression | None = None
     ) -> pa.Table:
-        """Rows of a table of some committed units, in their order.
+        """Rows of a table of some committed units, in their order; the column ``__unit`` says of which unit each is.
 
         Raises:
-            RaysenseError: a file is missing or damaged.
+            RaysenseError: a file is missing or damaged, or a unit is not committed.
         """
-        files = ds.FileSystemDataset.from_paths(
-            self.store.table_paths(table, units),
-            schema=self.schemas[table],
-            format=ds.IpcFileFormat(),
-            filesystem=self.store.directory.filesystem,
-        )
         try:
-            return files.to_table(columns=list(columns), filter=condition)
+            try:
+                return self._rows(table, units, columns, condition)
+            except FileNotFoundError:  # compacted since this process opened it
+                self._snapshot = self.store.snapshot()
+                return self._rows(table, units, columns, condition)
         except (pa.ArrowInvalid, OSError) as error:
             raise RaysenseError(
                 f"{self.store.location}: a file of table {table} cannot be read ({first_line(error)})"
             ) from error
+
+    def _rows(
+        self, table: str, units: Sequence[str], columns: Sequence[str], condition: pc.Expression | None
+    ) -> pa.Table:
+        pieces = self._snapshot.select(units).pieces(table)
+        tagged = self.schemas[table].append(pa.field(UNIT_COLUMN, pa.string()))
+        found = [tagged.empty_table().select(list(columns))]
+        for piece, rows in read_pieces(self.store.directory, pieces, self.schemas[table]):
+            rows = rows.append_column(tagged.field(UNIT_COLUMN), _units_of(piece, rows.num_rows))
+            found.append(ds.dataset(rows).to_table(columns=list(columns), filter=condition))
+        return pa.concat_tables(found)
+
+
+def _units_of(piece: Piece, total: int) -> pa.Array:
+    counts = [total] if piece.rows is None else piece.rows
+    return pa.array(np.repeat(np.array(piece.units, object), counts), pa.string())
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import Verdict, interleaved, print_ratio, print_sides, print_title, print_verdict
 from plugin_scans import NumbersScan
+from stored import read_table
 
 from raysense.api import scan
 from raysense.digits import load_digits
@@ -101,7 +102,7 @@ class Trials:
 
 def phase(store: Store) -> Phase:
     """Read the table ``units`` of a finished scan."""
-    table = pa.concat_tables(store.directory.read_table(store.table_file("units", unit)) for unit in store.committed())
+    table = read_table(store, "units")
     starts = table["started"].cast(pa.int64()).to_numpy() / 1e6
     seconds = table["seconds"].to_numpy()
     ends = starts + seconds

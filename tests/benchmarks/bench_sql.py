@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synthetic import scan_document, unit_id
 
+from raysense.engine.reading import read_pieces
 from raysense.engine.store import Store
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.scans import get_scan
@@ -85,11 +86,11 @@ def with_sql(database: ResultDatabase) -> Result:
 def with_numpy(store: Store) -> Result:
     """Percentiles by NumPy, which here may take rows of the two tables to be in the same order (no join)."""
     columns: dict[str, list[np.ndarray]] = {"split": [], "fi": [], "fi_upper": []}
-    for unit in store.committed():
-        for table, names in (("samples", ("split",)), ("influence", ("fi", "fi_upper"))):
-            read = store.directory.read_table(store.table_file(table, unit))
+    for table, names in (("samples", ("split",)), ("influence", ("fi", "fi_upper"))):
+        pieces = store.snapshot().select().pieces(table)
+        for _, rows in read_pieces(store.directory, pieces, store.schemas()[table]):
             for name in names:
-                columns[name].append(read[name].to_numpy())
+                columns[name].append(rows[name].to_numpy())
     split, fi, upper = (np.concatenate(columns[name]) for name in ("split", "fi", "fi_upper"))
     found: Result = {}
     for name in SPLITS:

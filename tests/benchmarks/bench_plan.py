@@ -1,0 +1,184 @@
+"""The simulation behind `raysense plan`: against real workers, its speed, and the dispatcher through ten thousand units.
+
+A simulated scan is driven by the dispatcher of real ones; so its speed, its memory and its rules are measured here too,
+at sizes that no machine at hand has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench_engine import phase
+from harness import Verdict, print_title, print_verdict
+from plugin_scans import NumbersScan
+from test_simulation import check_faulty_run, equal_units
+
+import raysense
+from raysense.engine.crew import Reply
+from raysense.engine.observers import Observer
+from raysense.engine.store import Store
+from raysense.options import RunOptions
+from raysense.planning.costs import fit_line
+from raysense.planning.fleet import ClusterModel
+from raysense.planning.plan import Plan
+from raysense.planning.scaling import Scenario, scaling_curve
+from raysense.planning.simulation import simulate, work_of
+from raysense.scans import Unit
+
+FAULTY_UNITS, FAULTY_WORKERS = 10_000, 64
+CURVE_TARGET = 20.0
+REALITY_TARGET = 0.10
+
+
+def reality(folder: Path, units: int, milliseconds: float, rounds: int) -> list[Verdict]:
+    """The wall time of real scans on 1 and 2 workers against the plan's, made beforehand, from their first unit on."""
+    print_title(f"Simulated against real: {units} units of {milliseconds:g} ms, {rounds} rounds on real workers")
+    spec = {"items": 10 * units, "unit_size": 10, "seconds": milliseconds / 1e3}
+    verdicts = []
+    here = {"startup": 0, "loss_rate": 0, "straggler": "0:1", "latency": 0, "idle": 0}
+    plan: Plan = raysense.plan(NumbersScan.kind, gpus=(1, 2), options=here, **spec)
+    for point in plan.asked:
+        walls = []
+        for number in range(rounds):
+            out = folder / f"{point.gpus}.{number}"
+            raysense.scan(NumbersScan.kind, out, run={"workers": point.gpus, "device": "cpu"}, **spec)
+            walls.append(phase(Store.open(out)).wall)
+        ends = [value - plan.cluster.opening for value in (point.wall.low, point.wall.value, point.wall.high)]
+        simulated, real = ends[1], median(walls)
+        print(f"  {point.gpus} workers: simulated {simulated:.2f} s ({ends[0]:.2f} .. {ends[2]:.2f}), ", end="")
+        print(f"real {real:.2f} s ({min(walls):.2f} .. {max(walls):.2f})")
+        gap = abs(simulated / real - 1)
+        what = f"simulated wall time on {point.gpus} workers"
+        verdicts.append(print_verdict(what, f"{gap:.1%} off", f"< {REALITY_TARGET:.0%}", gap < REALITY_TARGET))
+    return verdicts
+
+
+def faults(seeds: int) -> list[Verdict]:
+    """Errors, crashes, hangs, lost and slow machines: every unit is committed or given up on by the rules."""
+    print_title(f"The dispatcher through {FAULTY_UNITS} units on {FAULTY_WORKERS} simulated workers, {seeds} seeds")
+    seconds = []
+    for seed in range(seeds):
+        began = time.perf_counter()
+        check_faulty_run(FAULTY_UNITS, FAULTY_WORKERS, seed)
+        seconds.append(time.perf_counter() - began)
+    each = 1e6 * median(seconds) / FAULTY_UNITS
+    return [
+        print_verdict("time of dispatcher and simulation", f"{each:.0f} us a unit", "< 500 us", each < 500),
+        print_verdict("rules kept", f"{seeds} of {seeds} seeds", "all", True),
+    ]
+
+
+class _Memory(Observer):
+    """Bytes that the engine's own code holds when a quarter, a half, and three quarters of the units are done."""
+
+    def __init__(self, units: int) -> None:
+        self._left = [units // 4, units // 2, 3 * units // 4]
+        self._done = 0
+        self.held: list[int] = []
+
+    def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
+        self._done += 1
+        if self._left and self._done >= self._left[0]:
+            self._left.pop(0)
+            gc.collect()
+            filters = [tracemalloc.Filter(True, "*/raysense/engine/*")]
+            taken = tracemalloc.take_snapshot().filter_traces(filters).statistics("filename")
+            self.held.append(sum(entry.size for entry in taken))
+
+
+def memory() -> list[Verdict]:
+    """What the dispatcher holds does not grow with what is done."""
+    print_title(f"Memory of the dispatcher, {FAULTY_UNITS} units on {FAULTY_WORKERS} simulated workers")
+    work = equal_units(FAULTY_UNITS, 20.0)
+    watching = _Memory(FAULTY_UNITS)
+    tracemalloc.start()
+    try:
+        simulate(work, FAULTY_WORKERS, ClusterModel(loss_rate=2.0, startup=60), 0, observer=watching)
+    finally:
+        tracemalloc.stop()
+    first, _, last = watching.held
+    print(f"  held at 25%, 50%, 75%: {', '.join(f'{held / 1024:.0f} KiB' for held in watching.held)}")
+    return [print_verdict("growth from 25% to 75%", f"{last / first - 1:+.0%}", "< +10%", last < 1.1 * first)]
+
+
+def theory(seeds: int) -> None:
+    """Losses without notice cost half a unit each, and what the machines take to come."""
+    print_title("Losses against theory: 4000 units of 60 s on 20 workers, 2 losses per machine hour, no notice")
+    model = ClusterModel(loss_rate=2.0, notice=0, startup=120, startup_spread=0)
+    options = RunOptions(duplicates=False)
+    runs = [simulate(equal_units(4000, 60.0), 20, model, seed, options=options) for seed in range(seeds)]
+    losses = sum(run.losses for run in runs)
+    lost = sum(run.spent.lost for run in runs)
+    # A machine lives for half an hour on the mean; another is there after its start-up, once the loss is noticed.
+    expected = sum(20 * (run.wall - 120) / (1800 + 120 + model.detection) for run in runs)
+    print(f"  losses: {losses}, expected {expected:.0f}")
+    print(f"  lost per loss: {lost / losses:.1f} s, expected 30 s")
+
+
+def curve(units: int) -> list[Verdict]:
+    """From 1 to 1000 GPUs, for a data set as large as ImageNet's training set, in units of 256 images."""
+    print_title(f"Curve to 1000 GPUs: {units} units of 256 images, about 20 s each")
+    sizes, places = [256, 64, 256, 128] * 3, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    rng = np.random.default_rng(0)
+    line = fit_line(sizes, [0.5 + 0.08 * size * rng.lognormal(0, 0.05) for size in sizes], places, 0)
+    model = ClusterModel(
+        startup=180, opening=12, loss_rate=0.02, straggler_share=0.02, straggler_factor=2, idle=300, publishing=0.15
+    )
+    scenario = Scenario(line, rng.lognormal(0, 0.1, 12), model, 2.5, 0)
+    print(f"  assumed: {model}")
+    began = time.process_time()
+    for point in scaling_curve(scenario, [256] * units, ()):
+        wall, hours = point.wall, point.gpu_hours.value
+        print(
+            f"  {point.gpus:5d} GPUs  {wall.value / 3600:8.3f} h ({wall.low / 3600:.3f} .. {wall.high / 3600:.3f})"
+            f"  {hours:7.1f} GPU hours  efficiency {point.efficiency:4.0%}  {point.runs} runs"
+        )
+    seconds = time.process_time() - began
+    return [print_verdict("curve to 1000 GPUs", f"{seconds:.1f} s of one core", "< 20 s", seconds < CURVE_TARGET)]
+
+
+def grouping(seeds: int) -> None:
+    """Many units are simulated in groups that shrink towards the end; one by one they take the same time."""
+    print_title("Groups of units against units one by one: 20000 units on 50 workers")
+    model = ClusterModel(startup=180, opening=10, loss_rate=0.1, straggler_share=0.02, straggler_factor=3)
+    gaps = []
+    for seed in range(seeds):
+        seconds = 20 * np.random.default_rng(seed).lognormal(0, 0.2, 20_000)
+        whole = equal_units(20_000, 0.0)
+        whole.seconds = seconds.tolist()
+        grouped = work_of([1] * 20_000, seconds, 50)
+        size = len(grouped.units)
+        gaps.append(simulate(grouped, 50, model, seed).wall / simulate(whole, 50, model, seed).wall - 1)
+    print(f"  {size} groups; wall time {min(gaps):+.2%} .. {max(gaps):+.2%}, median {median(gaps):+.2%}")
+
+
+def main(arguments: Sequence[str] = ()) -> list[Verdict]:
+    """Print all comparisons; returns the figures against their targets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="real scans of each number of workers")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of the simulations that are repeated")
+    parser.add_argument("--units", type=int, default=5000, help="units of the curve")
+    options = parser.parse_args(arguments)
+    verdicts = faults(options.seeds) + memory()
+    theory(options.seeds)
+    grouping(options.seeds)
+    verdicts += curve(options.units)
+    with tempfile.TemporaryDirectory() as name:
+        verdicts += reality(Path(name), 100, 100.0, options.rounds)
+    return verdicts
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
