@@ -19,10 +19,10 @@ test: $(STAMP)
 # The studies of Shu & Zhu (2019), Fawzi et al. (2018) and Khaitan & Banerjee (2026) on the bundled digits, that of Hamdi &
 # Ghanem (2020) on procedural shapes.
 studies: $(STAMP)
-	for study in $(STUDIES); do $(BIN)/python jobs/influence_$$study.py --out studies-output/$$study || exit 1; done
-	$(BIN)/python jobs/semantic_srvr.py --out studies-output/srvr
-	$(BIN)/python jobs/significance_conditions.py --out studies-output/conditions
-	for study in $(BOUNDARIES); do $(BIN)/python jobs/boundary_$$study.py --out studies-output/$$study || exit 1; done
+	for study in $(STUDIES); do $(BIN)/python -m jobs.influence_$$study --out studies-output/$$study || exit 1; done
+	$(BIN)/python -m jobs.semantic_srvr --out studies-output/srvr
+	$(BIN)/python -m jobs.significance_conditions --out studies-output/conditions
+	for study in $(BOUNDARIES); do $(BIN)/python -m jobs.boundary_$$study --out studies-output/$$study || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/run_all.py

@@ -1,7 +1,7 @@
 r"""How curved are decision boundaries near images, and in directions that images share? (Fawzi et al. 2018)
 
-    python jobs/boundary_curvature.py --out runs/curvature
-    ray job submit --working-dir . -- python jobs/boundary_curvature.py --out s3://bucket/curvature \
+    python -m jobs.boundary_curvature --out runs/curvature
+    ray job submit --working-dir . -- python -m jobs.boundary_curvature --out s3://bucket/curvature \
         --model 'torchvision:resnet50?weights=DEFAULT' --data folder:/data/imagenet/val \
         --directions-data folder:/data/imagenet/train --directions-split '' --limit 1000
 """

@@ -1,7 +1,7 @@
 r"""Does curvature tell perturbed images, and the labels that they had? (Fawzi et al. 2018)
 
-    python jobs/boundary_detection.py --out runs/detection
-    ray job submit --working-dir . -- python jobs/boundary_detection.py --out s3://bucket/detection \
+    python -m jobs.boundary_detection --out runs/detection
+    ray job submit --working-dir . -- python -m jobs.boundary_detection --out s3://bucket/detection \
         --model 'torchvision:resnet50?weights=DEFAULT' --data folder:/data/imagenet/val --limit 10000
 """
 

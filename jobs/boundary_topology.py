@@ -1,7 +1,7 @@
 r"""Are classification regions connected, and are they convex? (Fawzi et al. 2018)
 
-    python jobs/boundary_topology.py --out runs/topology
-    ray job submit --working-dir . -- python jobs/boundary_topology.py --out s3://bucket/topology \
+    python -m jobs.boundary_topology --out runs/topology
+    ray job submit --working-dir . -- python -m jobs.boundary_topology --out s3://bucket/topology \
         --model 'torchvision:resnet50?weights=DEFAULT' --data folder:/data/imagenet/val --pairs 1000
 """
 

@@ -1,7 +1,7 @@
 r"""How sensitive are networks and their layers to their weights? (Shu & Zhu 2019, Figure 4)
 
-    python jobs/influence_architectures.py --out runs/architectures
-    ray job submit --working-dir . -- python jobs/influence_architectures.py --out s3://bucket/architectures \
+    python -m jobs.influence_architectures --out runs/architectures
+    ray job submit --working-dir . -- python -m jobs.influence_architectures --out s3://bucket/architectures \
         --model torchvision:resnet50 --model torchvision:densenet121 --data folder:/data/imagenet/val --method certified
 """
 

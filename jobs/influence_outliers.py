@@ -1,7 +1,7 @@
 r"""Which measure finds simulated outliers? (Shu & Zhu 2019, Figure 3)
 
-    python jobs/influence_outliers.py --out runs/outliers
-    ray job submit --working-dir . -- python jobs/influence_outliers.py --out s3://bucket/outliers \
+    python -m jobs.influence_outliers --out runs/outliers
+    ray job submit --working-dir . -- python -m jobs.influence_outliers --out s3://bucket/outliers \
         --model 'torchvision:resnet50?weights=DEFAULT' --data folder:/data/imagenet/train --method certified --epochs 2
 """
 

@@ -1,7 +1,7 @@
 r"""Which pixels are vulnerable, and what does changing one do? (Shu & Zhu 2019, Figures 6 and 7)
 
-    python jobs/influence_pixels.py --out runs/pixels
-    ray job submit --working-dir . -- python jobs/influence_pixels.py --out s3://bucket/pixels \
+    python -m jobs.influence_pixels --out runs/pixels
+    ray job submit --working-dir . -- python -m jobs.influence_pixels --out s3://bucket/pixels \
         --model torchvision:resnet50 --data folder:/data/imagenet/val --method certified --top 10
 """
 

@@ -1,7 +1,7 @@
 r"""Are networks more sensitive on test than on training images? (Shu & Zhu 2019, Table 2)
 
-    python jobs/influence_train_test.py --out runs/train_test
-    ray job submit --working-dir . -- python jobs/influence_train_test.py --out s3://bucket/train_test \
+    python -m jobs.influence_train_test --out runs/train_test
+    ray job submit --working-dir . -- python -m jobs.influence_train_test --out s3://bucket/train_test \
         --model torchvision:resnet50 --model torchvision:densenet121 --data 'folder:/data/imagenet/{split}' \
         --split train,val --method certified
 """

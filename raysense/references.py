@@ -16,7 +16,6 @@ import difflib
 import hashlib
 import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +28,18 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from raysense.errors import UsageError
+from raysense.working_directory import kept_path, local_path
+
+__all__ = [
+    "Reference",
+    "absolute_reference",
+    "call_factory",
+    "factory_source",
+    "import_factory",
+    "local_path",
+    "option_value",
+    "parse_reference",
+]
 
 Argument = Literal["model", "data", "kind"]
 
@@ -82,19 +93,20 @@ def absolute_reference(text: str, argument: Argument) -> str:
     """Return the same reference with local paths made absolute, so that it means the same in another working directory.
 
     Made absolute are the path of the reference itself, the options ``checkpoint`` and ``root`` (and ``classes`` of
-    ``folder:``), and any option that begins with ``./``, ``../`` or ``~/``. URIs stay as they are.
+    ``folder:``), and any option that begins with ``./``, ``../`` or ``~/``. URIs stay as they are. Within the working
+    directory of a Ray job, of which every node has a copy, paths become relative to it instead.
     """
     reference = parse_reference(text, argument)
     target = reference.target
     if reference.scheme in _PATH_SCHEMES:
-        target = _absolute_path(target)
+        target = kept_path(target)
     elif reference.scheme == "file":
         path, _, factory = target.rpartition(":")
-        target = f"{_absolute_path(path)}:{factory}"
+        target = f"{kept_path(path)}:{factory}"
     head = target if reference.scheme in ("file", "module", "pt2") else f"{reference.scheme}:{target}".rstrip(":")
     paths = (*_PATH_OPTIONS, "classes") if reference.scheme == "folder" else _PATH_OPTIONS
     pairs = [
-        (key, _absolute_path(value) if key in paths or value.startswith(("./", "../", "~/")) else value)
+        (key, kept_path(value) if key in paths or value.startswith(("./", "../", "~/")) else value)
         for key, value in reference.options.items()
     ]
     query = "&".join(f"{key}={quote(value, safe='/:,.+=~{}[]()@ ')}" for key, value in pairs)
@@ -110,11 +122,6 @@ def option_value(text: str) -> bool | int | float | str:
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
-
-
-def local_path(text: str) -> Path:
-    """Return the absolute local path that a reference or an option names, ``~`` expanded."""
-    return Path(os.path.abspath(Path(text).expanduser()))
 
 
 def import_factory(reference: Reference) -> Callable[..., Any]:
@@ -198,11 +205,6 @@ def _parse_options(query: str, reference: Reference) -> dict[str, str]:
             raise reference.error(f"option {key} is given twice; give it once")
         options[key] = unquote(value)
     return options
-
-
-def _absolute_path(text: str) -> str:
-    """Return a local path made absolute; URIs stay as they are."""
-    return text if "://" in text else str(local_path(text))
 
 
 def _hint(scheme: str, argument: Argument) -> str:

@@ -21,6 +21,7 @@ from raysense.references import local_path
 from raysense.semantics.mesh_files import MESH_FORMATS, parse_mesh
 from raysense.semantics.meshes import Mesh, cleaned, normalised
 from raysense.semantics.procedural import PROCEDURAL_CLASSES, procedural_mesh
+from raysense.working_directory import kept_path
 
 _FORMS = "procedural, procedural?seed=0&variants=4&classes=cup,vase, folder:DIR, a folder or a mesh file"
 _HASHED_STEP = 1e-6
@@ -147,7 +148,7 @@ class FolderShapes(ShapeSource):
         self._class_name = class_name
         # Options of the filesystem stay with a URI; the class is ours.
         extra = [f"class={quote(class_name)}"] if class_name else []
-        head, _, query = self._location.partition("?") if "://" in location else (self._location, "", "")
+        head, _, query = self._location.partition("?") if "://" in location else (kept_path(location), "", "")
         query = "&".join(filter(None, (query, *extra)))
         self.reference = f"folder:{head}?{query}" if query else f"folder:{head}"
 

@@ -22,7 +22,7 @@ SUMMARY = """
 SELECT scan, split, method, step, n, mean_curvature, stderr AS "±", share_negative, mean_largest, mean_smallest
 FROM curvature_summary() ORDER BY ALL
 """
-_PROFILE = """
+PROFILE = """
 SELECT scan, split, n_samples, rank AS place, mean AS largest, n + 1 - rank AS "opposite place",
     asymmetry - mean AS smallest, asymmetry AS sum
 FROM curvature_profile() WHERE asymmetry IS NOT NULL AND rank <= 5 ORDER BY ALL
@@ -113,7 +113,7 @@ def run_curvature(
     workspace.show("Distance to the decision boundary, in the Euclidean norm of the image", DISTANCES, boundaries)
     workspace.show("Mean curvature of the boundary", SUMMARY, boundaries)
     if "extremes" in study.curvature or "spectrum" in study.curvature:
-        workspace.show("Largest and smallest principal curvatures, mean over the images", _PROFILE, boundaries)
+        workspace.show("Largest and smallest principal curvatures, mean over the images", PROFILE, boundaries)
     if study.step_study:
         workspace.show("Mean curvature by differences, as a function of their step", _STEPS, boundaries)
     workspace.show("Curvature along shared directions, relative to random ones", _SHARED, shared)

@@ -20,7 +20,7 @@ SELECT scan, scenario, pairs, connected, straight, mean_anchors AS anchors, mean
     max_length_ratio - 1 AS "largest D - 1", errors
 FROM path_statistics()
 """
-_CONVEX = """
+CONVEX = """
 SELECT scan, k, groups, share_inside, stderr AS "±", share_whole AS "all of a group" FROM convexity_curve()
 """
 
@@ -75,5 +75,5 @@ def run_topology(
             paths.append(workspace.scan(f"{name}-paths", model=model, **connected))
             convexity.append(workspace.scan(f"{name}-convexity", kind="convexity", model=model, **convex))
     workspace.show("Paths between points of one predicted class, within the class", CONNECTED, paths)
-    workspace.show("Share of the convex combinations of k images of a class that stay in it", _CONVEX, convexity)
+    workspace.show("Share of the convex combinations of k images of a class that stay in it", CONVEX, convexity)
     return workspace.finish([*paths, *convexity])

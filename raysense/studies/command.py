@@ -54,6 +54,9 @@ def study_options(options: type[BaseModel]) -> list[Decorator]:
     """
     decorators = dict(zip(reversed(options.model_fields), model_options(options), strict=True))
     for name, field in options.model_fields.items():
+        if field.alias is not None:  # a word that Python keeps for itself
+            text = f"{sentence(field.description or name)}."
+            decorators[name] = click.option(f"--{field.alias}", field.alias, metavar="NAME,...", help=text)
         if tuple in (get_origin(field.annotation), *map(get_origin, get_args(field.annotation))):
             default = f" [default: {' and '.join(field.default)}]" if field.default else ""
             text = f"{sentence(field.description or name)}; may be given several times{default}."

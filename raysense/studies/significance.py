@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysense.errors import UsageError
 from raysense.scans.sampled import split_text
 from raysense.scans.significance import SignificanceSpec
 from raysense.studies.conditions import IN_DISTRIBUTION, Conditions, Plan
 from raysense.studies.recipes import Recipe
 from raysense.studies.shifts import shifted_reference
-from raysense.studies.study import Workspace
+from raysense.studies.study import Workspace, named_references
 from raysense.training import Sgd
 from raysense.validation import validated
 
@@ -24,7 +22,6 @@ DIGITS_MODEL, DIGITS_EPOCHS = "raysense.studies.networks:plain?width=24", 40
 
 PAPER_MODEL, PAPER_EPOCHS = "raysense.studies.alexnet:modified_alexnet", 250
 
-_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _SPEC = SignificanceSpec.model_fields
 _DIGITS_OOD = {
     "noise": shifted_reference("digits", split="test", noise=0.3),
@@ -92,7 +89,7 @@ class ConditionOptions(BaseModel):
                 method=Sgd(self.learning_rate, self.decay, self.momentum),
                 seed=self.seed,
             ),
-            ood=ood if self.ood is None else _named(self.ood),
+            ood=ood if self.ood is None else named_references(self.ood, _taken),
             spec={
                 "layers": self.layers or (),
                 **{name: getattr(self, name) for name in ("threshold", "positions", "per_class", "limit", "unit_size")},
@@ -139,14 +136,6 @@ def run_conditions(
     return workspace.finish(conditions.directories)
 
 
-def _named(texts: tuple[str, ...]) -> dict[str, str]:
-    """References by name."""
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, reference = text.partition("=")
-        if not equals or not _NAME.fullmatch(name):
-            raise UsageError(f"ood {text!r} has no name; write NAME=REFERENCE, a name of letters, digits, _, . and -")
-        if name in named or name == IN_DISTRIBUTION or name.endswith("ablations"):
-            raise UsageError(f"ood {text!r}: the name {name} is taken; choose another one")
-        named[name] = reference
-    return named
+def _taken(name: str) -> bool:
+    """Whether a directory of the study has this name already."""
+    return name == IN_DISTRIBUTION or name.endswith("ablations")

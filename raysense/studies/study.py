@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -23,10 +24,12 @@ from raysense.report.page import write_report
 from raysense.scans import ScanSpec, get_scan
 from raysense.scans.influence import InfluenceSpec
 from raysense.validation import validated
+from raysense.working_directory import check_lasting
 
 BUNDLED_MODELS = ("digits", "raysense.studies.networks:residual_digits?width=4")
 """Two networks for the digits that are trained on first use; the second has layers of few parameters."""
 
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _SPEC = InfluenceSpec.model_fields
 
 
@@ -67,6 +70,7 @@ class Workspace:
     ) -> None:
         """Check directory, options and the cluster's address; UsageError says what is wrong."""
         self.kind = kind
+        check_lasting(out)
         self.folder = Directory(out)
         if "?" in self.folder.location and not self.folder.is_local:
             raise UsageError(
@@ -132,11 +136,19 @@ class Workspace:
 
     def scan_each(self, models: Mapping[str, str], spec: Mapping[str, Any]) -> list[str]:
         """Scan several networks alike, each into the directory of its name, once all have been checked."""
-        if len(models) > 1:  # a single scan checks itself before it starts
-            for name, model in models.items():
-                self.check(name, model=model, **spec)
+        return self.scan_all({name: {"model": model, **spec} for name, model in models.items()})
+
+    def scan_all(self, scans: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Run several scans one after the other, or finish them, once all have been checked.
+
+        Args:
+            scans: By the name of its directory, the spec of each, with its ``kind`` where it is not the study's.
+        """
+        if len(scans) > 1:  # a single scan checks itself before it starts
+            for name, spec in scans.items():
+                self.check(name, **spec)
         with self.cluster():
-            return [self.scan(name, model=model, **spec) for name, model in models.items()]
+            return [self.scan(name, **spec) for name, spec in scans.items()]
 
     def show(self, title: str, query: str, directories: Sequence[str]) -> None:
         """Print the result of an SQL query over scans as a table."""
@@ -177,6 +189,27 @@ def model_names(references: Sequence[str]) -> dict[str, str]:
         stem = stem.rpartition(".")[0] or stem
         names[_unused(stem, names)] = reference
     return names
+
+
+def named_references(texts: Sequence[str], taken: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
+    """Data references by name, from ``NAME=REFERENCE``.
+
+    Args:
+        texts: What was given as option ``ood``.
+        taken: Tells whether a name cannot be had.
+
+    Raises:
+        UsageError: one has no name, or one that is taken.
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, reference = text.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise UsageError(f"ood {text!r} has no name; write NAME=REFERENCE, a name of letters, digits, _, . and -")
+        if name in named or taken(name):
+            raise UsageError(f"ood {text!r}: the name {name} is taken; choose another one")
+        named[name] = reference
+    return named
 
 
 def quoted(text: str) -> str:
