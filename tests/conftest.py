@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_KILLING = ("test_cli", "test_cluster", "test_conditions", "test_engine", "test_object_store")
+_KILLING = (
+    "test_cli",
+    "test_cluster",
+    "test_conditions",
+    "test_engine",
+    "test_jobs",
+    "test_object_store",
+    "test_preemption",
+)
 """Files whose tests start Ray and kill its processes: never two of them at once."""
 
 

@@ -355,6 +355,7 @@ def test_a_real_scan_is_compacted_all_the_time_while_it_runs(tmp_path: Path) -> 
             database.refresh()
             found = database.query("SELECT count(*) AS n, count(DISTINCT number) AS distinct FROM squares").rows()[0]
             assert found["n"] == found["distinct"] == 4 * len(database.committed(database.scans[0]))
+            time.sleep(0.2)
     assert finish(driver)["committed"] == 100
     assert removed > 20
     compact(out, 0)

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import psutil
@@ -30,6 +31,8 @@ from raysense.options import RunOptions
 from raysense.references import absolute_reference
 from raysense.scans import absolute_kind
 from raysense.semantics.shapes import absolute_shapes
+from raysense.studies.imagenet_influence import run_imagenet_influence
+from raysense.studies.study import Workspace
 from raysense.working_directory import check_lasting, job_directory, kept_path
 
 BIN = Path(sys.executable).parent
@@ -71,9 +74,15 @@ class Head:
     dashboard: str
     environment: dict[str, str]
 
-    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [str(BIN / "ray"), "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200, check=False)
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=self.environment, text=True, **out)
+
+    def answers(self) -> bool:
+        """Whether the job server is there."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.dashboard.rpartition(":")[2]))) == 0
 
     def details(self, job: str) -> tuple[str, int | None]:
         request = Request(f"{self.dashboard}/api/jobs/{job}")
@@ -111,7 +120,7 @@ def head() -> Iterator[Head]:
     )  # fmt: skip
     found = Head(f"http://127.0.0.1:{dashboard}", environment)
     try:
-        wait_for(lambda: found.ray("list").returncode == 0, timeout=90)
+        wait_for(found.answers, timeout=90)
         yield found
     finally:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
@@ -131,70 +140,54 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def submit(
-    head: Head, checkout: Path, job: str, *arguments: str, wait: bool = True
-) -> subprocess.CompletedProcess[str]:
-    flags = ["--working-dir", str(checkout), "--submission-id", job, *([] if wait else ["--no-wait"])]
-    return head.ray("submit", *flags, "--", "python", "-m", "jobs.imagenet_influence", *arguments)
+def submission(checkout: Path, job: str, *arguments: str) -> list[str]:
+    flags = ["--working-dir", str(checkout), "--submission-id", job]
+    return ["submit", *flags, "--", "python", "-m", "jobs.imagenet_influence", "--data", "digits", *arguments]
 
 
 def test_submitted_stopped_and_submitted_again(
     head: Head, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One whose scan fails runs beside it.
+    broken = ["--out", str(tmp_path / "broken"), "--model", "zoo.py:broken", "--limit", "1", "--max-attempts", "1"]
+    failing = head.start(*submission(checkout, "broken", *broken, "--workers", "1"))
     out = tmp_path / "out"
     gate = tmp_path / "gate"  # until it is there, the network is slow
-    arguments = [
-        "--out",
-        str(out),
-        "--model",
-        f"zoo.py:slow?gate={gate}",
-        "--data",
-        "digits",
-        "--split",
-        "test",
-        "--limit",
-        "20",
-    ]
+    arguments = ["--out", str(out), "--model", f"zoo.py:slow?gate={gate}", "--target", "input;layer", "--limit", "12"]
     arguments += ["--unit-size", "1", "--workers", "1", "--batch-size", "1"]
-    assert submit(head, checkout, "first", *arguments, wait=False).returncode == 0
-    wait_for(lambda: committed(out / "slow") >= 3, timeout=90)
-    followed = subprocess.Popen(
-        [str(BIN / "ray"), "job", "logs", "--address", head.dashboard, "--follow", "first"],
-        env=head.environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert head.ray("stop", "first").returncode == 0
+    running = head.start(*submission(checkout, "first", *arguments))
+    wait_for(lambda: committed(out / "slow") >= 2, timeout=150)
+    stopped = head.start("stop", "first")
+    assert stopped.wait(timeout=90) == 0
+    log, _ = running.communicate(timeout=30)
+    assert f"scan    {out}/slow" in log, "it is followed"
     assert head.details("first")[0] == "STOPPED"
-    log, _ = followed.communicate(timeout=30)
-    assert f"scan    {out}/slow" in log
     before = {path: path.stat().st_mtime_ns for path in (out / "slow" / "commits").iterdir()}
-    assert 3 <= len(before) < 20
+    assert 2 <= len(before) < 12
     gate.touch()
     (checkout / "notes.txt").write_text("another submission is another copy, in another folder")
-    again = submit(head, checkout, "second", *arguments)
-    assert again.returncode == 0, again.stdout
+    again = head.start(*submission(checkout, "second", *arguments))
+    text, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, text
     assert head.details("second") == ("SUCCEEDED", 0)
-    for title in ("Percentiles of FI", "The strangest images", "Classes with the largest median FI", "Throughput"):
-        assert title in again.stdout
+    for title in ("Percentiles of FI", "The strangest images", "Most sensitive layers", "Throughput"):
+        assert title in text
     document = json.loads((out / "slow" / "scan.json").read_text())
     assert document["spec"]["model"] == f"./zoo.py:slow?gate={gate}", "the same in every copy"
     status = raysense.status(out / "slow")
-    assert (status.committed, status.units) == (20, 20)
+    assert (status.committed, status.units) == (12, 12)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is computed twice"
     assert (out / "report.html").stat().st_size > 10_000
+    text, _ = failing.communicate(timeout=100)
+    assert "it breaks where it is computed" in text
+    assert failing.returncode == 1
+    assert head.details("broken") == ("FAILED", 1)
     # In a checkout the references mean its own files, which are compared by their fingerprints.
     next((out / "slow" / "commits").iterdir()).unlink()
     monkeypatch.chdir(checkout)
     (checkout / "zoo.py").write_text(ZOO.replace("0.2", "0.1"))
     with pytest.raises(UsageError, match="model changed since the scan"):
         raysense.resume(out / "slow")
-
-
-def test_a_failed_scan_is_a_failed_job(head: Head, checkout: Path, tmp_path: Path) -> None:
-    arguments = ["--out", str(tmp_path / "out"), "--model", "zoo.py:broken", "--data", "digits", "--limit", "1"]
-    broken = submit(head, checkout, "broken", *arguments, "--workers", "1")
-    assert broken.returncode == 1
-    assert head.details("broken") == ("FAILED", 1)
-    assert "it breaks where it is computed" in broken.stdout
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +200,6 @@ def _ray() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("job", "arguments", "titles", "scans"),
     [
-        (
-            "imagenet_influence",
-            ["--objective", "both", "--target", "input;layer:out*", "--method", "exact", "--top", "3"],
-            ["Percentiles of FI", "Most sensitive layers", "Classes with the largest median FI", "FI is its bound"],
-            ["digits-label", "digits-predicted"],
-        ),
         (
             "imagenet_significance",
             ["--ood", "noisy=raysense.studies.shifts:Shifted?data=digits&split=test&noise=0.3", "--layers", "output"],
@@ -237,13 +224,35 @@ def test_jobs_end_to_end(
 ) -> None:
     monkeypatch.setattr("raysense.studies.study.write_report", lambda *given, **named: [])
     main = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]
-    common = ["--model", "digits", "--data", "digits", "--split", "test", "--limit", "8"]
+    common = ["--model", "digits", "--data", "digits", "--split", "test", "--limit", "5"]
     done = CliRunner().invoke(main, [*common, "--out", str(tmp_path), "--workers", "1", "--quiet", *arguments])
     assert done.exit_code == 0, done.output
     for title in (*titles, "Throughput", "report  "):
         assert title in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == scans
     assert all(raysense.status(tmp_path / scan).left == 0 for scan in scans)
+
+
+def test_both_objectives_are_two_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        pass
+
+    def started(self: Workspace, scans: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        raise Started({name: (spec["model"], spec["objective"], spec["method"]) for name, spec in scans.items()})
+
+    monkeypatch.setattr(Workspace, "scan_all", started)
+    options = {"model": ("digits", "torchvision:resnet18"), "data": "digits", "objective": "both"}
+    with pytest.raises(Started) as caught:
+        run_imagenet_influence(tmp_path / "out", options, {}, quiet=True)
+    assert caught.value.args == (
+        {
+            "digits-label": ("digits", "label", "certified"),
+            "digits-predicted": ("digits", "predicted", "certified"),
+            "resnet18-label": ("torchvision:resnet18", "label", "certified"),
+            "resnet18-predicted": ("torchvision:resnet18", "predicted", "certified"),
+        },
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

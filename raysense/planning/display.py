@@ -15,9 +15,6 @@ from raysense.planning.scaling import Point, SizePoint
 _WORTH = 0.02
 """Share of wall time that a recommended unit size saves at the least."""
 
-_SURE = 0.001
-"""Width of an interval, as a share of the value, that is not worth printing."""
-
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the estimate, the curve over numbers of GPUs, unit sizes, a recommendation, and what is assumed."""
@@ -98,8 +95,8 @@ def _estimate_table(plan: Plan) -> Table:
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
 
     def row(what: str, value: Interval, text: Callable[[float], str]) -> None:
-        spread = value.high - value.low > _SURE * value.value
-        table.add_row(Text(what), text(value.value), f"{text(value.low)} .. {text(value.high)}" if spread else "")
+        low, high = text(value.low), text(value.high)
+        table.add_row(Text(what), text(value.value), f"{low} .. {high}" if low != high else "")
 
     table.add_row("units", f"{estimate.units:,}", Text(f"of at most {estimate.unit_size:,}"))
     table.add_row(plan.noun, f"{estimate.items:,}", "")

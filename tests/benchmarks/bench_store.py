@@ -257,13 +257,14 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
     parser.add_argument("--folder", help="where to write")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        # First, while this process is small, so that its memory can be told.
+        verdicts = manifest(Path(name), options.manifest, options.rounds)
         loose, compacted = (new_scan(Path(name) / which, options.units) for which in ("loose", "compacted"))
         for store in (loose, compacted):
             write_units(store, options.units)
         listing(loose, options.units, options.rounds)
-        verdicts = compacting(compacted, options.units)
+        verdicts += compacting(compacted, options.units)
         verdicts += opening(loose, compacted, options.units, options.rounds)
-        verdicts += manifest(Path(name), options.manifest, options.rounds)
     return verdicts + requests(options.objects)
 
 
