@@ -168,6 +168,9 @@ class Status(Exception):
         OSError(f"{AWS}UNKNOWN (HTTP status 503) during HeadObject operation: No response body."),
         OSError(f"{AWS}INTERNAL_FAILURE during PutObject operation: Injected."),
         OSError(f"{AWS}SLOW_DOWN during ListObjectsV2 operation: Injected."),
+        OSError(
+            "AWS Error INTERNAL_FAILURE during GetObject operation: Failed to flush response stream (eof: 0, bad: 1)"
+        ),
         OSError(f"{AWS}NETWORK_CONNECTION during HeadObject operation: curlCode: 52, Server returned nothing"),
         OSError(f"{AWS}NETWORK_CONNECTION during GetObject operation: curlCode: 28, Timeout was reached"),
         OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of PerformWork()"),

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_s3 import Endpoint, faulty_s3, free_port, wait_for_port
 from plugin_scans import NumbersScan
-from processes import finish, kill, rows, start_driver, wait_for
+from processes import kill, rows, start_driver, wait_for
 from synthetic import write_scan
 from test_filesystems import read_all
 
 import raysense
+from raysense.engine import retries
 from raysense.engine.compaction import compact
 from raysense.engine.files import Directory
 from raysense.engine.filesystems import open_filesystem
@@ -34,7 +34,7 @@ from raysense.options import RunOptions
 from raysense.query.connection import open_results
 
 KIND = NumbersScan.kind
-ALL_FAULTS = {"share": 0.08, "hangs": 2, "hang": 20}
+ALL_FAULTS = {"share": 0.08, "hangs": 1, "hang": 20}
 BIG = pa.table({"x": np.random.default_rng(0).random(4_000_000)})
 """32 MB that cannot be compressed: three parts of an upload and a bit."""
 
@@ -57,7 +57,8 @@ def s3(server: Endpoint) -> Iterator[Endpoint]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The filesystem itself tries nothing again."""
+    """The filesystem itself tries nothing again, and we do so quickly."""
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 0.02)
     monkeypatch.setenv("RAYSENSE_STORE_ATTEMPTS", "0")
 
 
@@ -79,16 +80,24 @@ def google() -> Iterator[str]:
         emulator.wait()
 
 
+@pytest.fixture(scope="module")
+def ray(server: Endpoint, google: str) -> Iterator[None]:
+    """One local Ray, whose workers know both servers."""
+    with cluster(RunOptions()):
+        yield
+
+
 def squares(location: str, items: int) -> None:
     assert {n: row["square"] for n, row in rows(location, "squares", "number").items()} == {
         n: n * n for n in range(items)
     }
 
 
+@pytest.mark.usefixtures("ray")
 def test_scan_kill_resume_query_report_and_export_on_a_store_that_fails(s3: Endpoint, tmp_path: Path) -> None:
     out = "s3://runs/first"
     s3.inject(**ALL_FAULTS)
-    driver = start_driver("scan", kind=KIND, out=out, run={"workers": 2}, items=160, seconds=0.05)
+    driver = start_driver("scan", kind=KIND, out=out, run={"workers": 2}, items=100, seconds=0.1)
     wait_for(lambda: _committed(out) >= 4)
     # Through another process of this machine: the owner lives, so the prefix is taken.
     with pytest.raises(UsageError, match=f"another driver \\(process {driver.pid} on"):
@@ -96,19 +105,21 @@ def test_scan_kill_resume_query_report_and_export_on_a_store_that_fails(s3: Endp
     assert raysense.status(out).running
     kill(driver)
     driver.wait()
-    assert 4 <= _committed(out) < 40
-    assert finish(start_driver("resume", out=out, run={"workers": 1}))["committed"] == 40
-    squares(out, 160)
+    assert 4 <= _committed(out) < 25
+    assert raysense.resume(out, run={"workers": 1}).committed == 25
+    squares(out, 100)
     with open_results([out]) as database:
         query = "SELECT sum(square) AS total FROM squares"
-        assert database.query(query).rows()[0]["total"] == sum(n * n for n in range(160))
+        assert database.query(query).rows()[0]["total"] == sum(n * n for n in range(100))
     written = raysense.write_report(out, "s3://runs/reports/first.html")
     assert written == ["s3://runs/reports/first.html"]
     assert b"Scan first" in Directory("s3://runs/reports").read("first.html")
     raysense.export_tables(out, "s3://runs/exported", "parquet")
     with Directory("s3://runs/exported").filesystem.open_input_file("runs/exported/squares.parquet") as file:
-        assert sorted(pq.read_table(file)["square"].to_pylist()) == [n * n for n in range(160)]
-    assert raysense.status(out).committed == 40
+        assert sorted(pq.read_table(file)["square"].to_pylist()) == [n * n for n in range(100)]
+    with pytest.raises(UsageError, match=r"cannot be written \(.*NO_SUCH_BUCKET"):
+        raysense.export_tables(out, "s3://nowhere/exported", "parquet")
+    assert raysense.status(out).committed == 25
     with pytest.raises(UsageError, match="already holds a scan"):
         raysense.scan(KIND, out)
     assert list(Directory(out).list(CLAIMS)) == []
@@ -118,31 +129,43 @@ def test_scan_kill_resume_query_report_and_export_on_a_store_that_fails(s3: Endp
 
 
 RACE = """
-import sys, time
+import sys
 from raysense.engine.files import Directory
 from raysense.engine.lock import DriverLock
 from raysense.errors import UsageError
-start, rounds, slot = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-directories = [Directory(f"s3://runs/race{number}") for number in range(rounds)]
-for number, directory in enumerate(directories):
-    time.sleep(max(0, start + number * slot - time.time()))
+for location in iter(sys.stdin.readline, ""):
     try:
-        with DriverLock(directory) as lock:
-            time.sleep(max(0, start + (number + 1) * slot - time.time()))
-            print(number, "lost" if lock.lost else "held")
+        with DriverLock(Directory(location.strip())) as lock:
+            print("held", flush=True)
+            sys.stdin.readline()
+            assert not lock.lost
     except UsageError as error:
-        print(number, "refused" if "is being scanned by another driver" in str(error) else error)
+        print("refused" if "is being scanned by another driver" in str(error) else error, flush=True)
+        sys.stdin.readline()
 """
 
 
 def test_of_drivers_that_start_in_the_same_moment_one_wins(s3: Endpoint) -> None:
     s3.inject(delay=0.01)
-    start, rounds = time.time() + 5, 4
-    command = [sys.executable, "-c", RACE, str(start), str(rounds), "2.5"]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outcomes = Counter(line for racer in racers for line in racer.communicate(timeout=60)[0].splitlines())
-    assert outcomes == {f"{n} {what}": count for n in range(rounds) for what, count in (("held", 1), ("refused", 2))}
-    assert running(Directory("s3://runs/race0")) is None
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(3)
+    ]
+    for number in ("warm-up", *range(4)):
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write(f"s3://runs/race-{number}\n")
+        outcomes = sorted(racer.stdout.readline() for racer in racers if racer.stdout)
+        assert outcomes == ["held\n", "refused\n", "refused\n"]
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("next\n")
+    for racer in racers:
+        racer.communicate(timeout=60)
+        assert racer.returncode == 0
+    assert running(Directory("s3://runs/race-1")) is None
 
 
 def test_what_is_committed_costs_listings_only(s3: Endpoint) -> None:
@@ -215,12 +238,16 @@ def test_big_tables_go_in_parts_and_appear_whole(s3: Endpoint, monkeypatch: pyte
     assert [entry.name for entry in directory.list("")] == ["whole.arrow"]
 
 
-WRITE_BIG = "import test_object_store as t; t.Directory('s3://runs/killed').write_table('x.arrow', t.BIG)"
+WRITE_BIG = """
+import numpy as np, pyarrow as pa
+from raysense.engine.files import Directory
+Directory("s3://runs/killed").write_table("x.arrow", pa.table({"x": np.random.default_rng(0).random(4_000_000)}))
+"""
 
 
 def test_a_writer_killed_in_between_leaves_nothing_that_can_be_seen(s3: Endpoint) -> None:
     s3.inject(share=1, kinds=["hang"], methods=["PUT"], containing="partNumber=3", hang=60)
-    writer = subprocess.Popen([sys.executable, "-c", WRITE_BIG], cwd=Path(__file__).parent)
+    writer = subprocess.Popen([sys.executable, "-c", WRITE_BIG])
     wait_for(lambda: s3.counts()["injected"])
     kill(writer)
     writer.wait()
@@ -252,13 +279,6 @@ def test_data_on_a_store_that_fails(s3: Endpoint, tmp_path: Path) -> None:
     s3.inject(share=0.5, seed=3, kinds=["error", "slow_down", "cut"])
     assert read_all("npz:s3://runs/data/data.npz") == read_all(f"npz:{tmp_path}/data.npz")
     assert s3.counts()["injected"]
-
-
-@pytest.fixture(scope="module")
-def ray(server: Endpoint, google: str) -> Iterator[None]:
-    """One local Ray, whose workers know both servers."""
-    with cluster(RunOptions()):
-        yield
 
 
 @pytest.mark.usefixtures("ray")
@@ -305,6 +325,7 @@ def test_compaction_on_a_store_that_fails_while_readers_read(s3: Endpoint) -> No
 
 
 def _committed(out: str) -> int:
+    time.sleep(0.2)
     try:
         return len(Store.open(out).committed())
     except UsageError:

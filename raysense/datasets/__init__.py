@@ -45,7 +45,8 @@ def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
     All take ``resize``, ``crop``, ``interpolation`` and ``antialias``, which replace the model's own preprocessing, and
     ``class_map=FILE``, which gives them the classes of other data (`raysense.datasets.mapped`).
     ``{split}`` in a path stands for the split's name; several splits are listed one after the other. Paths of folder,
-    npz and parquet may be URIs of any pyarrow filesystem (``s3://bucket/key``), whose own options follow the ``?`` too.
+    npz and parquet may be URIs of any filesystem that pyarrow or fsspec knows (``s3://bucket/key``), whose own options
+    follow the ``?`` too.
 
     Raises UsageError where the reference is malformed, or a split is asked of data that has none.
     """

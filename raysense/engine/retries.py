@@ -124,7 +124,7 @@ def is_transient(error: BaseException) -> bool:
 
     Missing files and buckets, missing permissions and invalid requests stay as they are.
     """
-    if isinstance(error, _PERMANENT):
+    if isinstance(error, _PERMANENT) or not isinstance(error, Exception):
         return False
     if isinstance(error, ConnectionError | TimeoutError):
         return True

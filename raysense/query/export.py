@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import BinaryIO
 
@@ -104,16 +104,16 @@ def _published(target: Directory, name: str) -> Iterator[BinaryIO]:
     try:
         if target.is_local:
             target.filesystem.create_dir(target.root, recursive=True)
-        stream = target.filesystem.open_output_stream(written)
+        try:
+            with target.filesystem.open_output_stream(written) as stream:
+                yield stream
+            if target.is_local:
+                target.filesystem.move(written, target.path(name))
+        except BaseException:
+            with suppress(OSError):  # it may not have come into being
+                target.filesystem.delete_file(written)
+            raise
     except OSError as error:
         raise UsageError(
             f"out {target.location!r} cannot be written ({error}); name a directory you may write to"
         ) from error
-    try:
-        with stream:
-            yield stream
-        if target.is_local:
-            target.filesystem.move(written, target.path(name))
-    except BaseException:
-        target.filesystem.delete_file(written)
-        raise
