@@ -15,14 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-from raysense.engine.files import Directory
 from raysense.engine.run import Outcome, run_scan
 from raysense.engine.runtime import check_reachable
-from raysense.engine.store import SCAN_FILE, Store, encode_schemas
 from raysense.engine.worker import bind_scan
 from raysense.errors import UsageError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Prepared, Scan, ScanSpec, absolute_kind, get_scan
+from raysense.store.files import Directory
+from raysense.store.store import SCAN_FILE, Store, encode_schemas
 from raysense.validation import validated
 from raysense.working_directory import check_lasting
 

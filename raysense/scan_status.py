@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from raysense.engine.lock import running
-from raysense.engine.snapshot import Snapshot
-from raysense.engine.store import Store, decode_schemas
+from raysense.store.lock import running
+from raysense.store.snapshot import Snapshot
+from raysense.store.store import Store, decode_schemas
 
 _MOST_READ, _MOST_READ_LOCALLY = 1_000, 50_000
 _LATEST = 200

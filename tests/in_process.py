@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from raysense.api import create_store
-from raysense.engine.store import Store
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions
 from raysense.scans import Prepared, Scan, get_scan
+from raysense.store.store import Store
 from raysense.validation import validated
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from stored import read_table
 
-from raysense.engine.store import Store
+from raysense.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from shared_data import shared_data
 from synthetic_semantic import SCHEMAS, Tables, document, units_table
 
-from raysense.engine.store import Store
+from raysense.store.store import Store
 
 NETWORKS = ("AlexNet", "VGG", "ResNet50", "Inceptionv3")
 STEPS = (120, 34)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raysense.engine.reading import read_pieces
-from raysense.engine.store import Store
+from raysense.store.reading import read_pieces
+from raysense.store.store import Store
 
 
 def read_table(store: Store, table: str) -> pa.Table:

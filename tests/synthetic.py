@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysense.engine.store import Store, encode_schemas
 from raysense.scans import get_scan
+from raysense.store.store import Store, encode_schemas
 
 _SCALES = (1, 3, 5, 7)
 STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

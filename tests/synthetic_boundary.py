@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from synthetic import SECONDS, STARTED
 
-from raysense.engine.store import Store, encode_schemas
 from raysense.scans.base import Scan
 from raysense.scans.boundary import BoundaryScan, BoundarySpec
 from raysense.scans.convexity import ConvexityScan, ConvexitySpec
 from raysense.scans.detect import DetectScan, DetectSpec
 from raysense.scans.directions import DirectionsScan, DirectionsSpec
 from raysense.scans.paths import PathsScan, PathsSpec
+from raysense.store.store import Store, encode_schemas
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIMENSION = 3072

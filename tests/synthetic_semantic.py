@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from synthetic import SECONDS, STARTED
 
-from raysense.engine.store import Store, encode_schemas
 from raysense.scans._semantic_tables import semantic_schemas
 from raysense.scans.tables import UNITS
+from raysense.store.store import Store, encode_schemas
 
 SCHEMAS = {name: schema for name, schema in semantic_schemas().items() if name != "region_traces"}
 AZIMUTH = {"name": "azimuth", "unit": "degrees", "low": 0.0, "high": 360.0, "periodic": True}

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from synthetic import SECONDS, STARTED
 
-from raysense.engine.store import Store, encode_schemas
 from raysense.scans._significance_tables import significance_schemas
+from raysense.store.store import Store, encode_schemas
 
 SCHEMAS = {name: significance_schemas()[name] for name in ("samples", "significance", "units")}
 LAYERS = {"classifier.4": (12, 20), "classifier.6": (7, 12)}

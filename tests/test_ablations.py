@@ -21,9 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raysense.digits import DigitsNet
-from raysense.engine.compaction import compact
-from raysense.engine.naming import commit_file, table_file
-from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError
 from raysense.measures import energy, interactions
 from raysense.measures.energy import Between, Kept, Within, between, energy_distance, within
@@ -34,6 +31,9 @@ from raysense.options import ComputeOptions
 from raysense.query.connection import open_results
 from raysense.scans.ablations import AblationsSpec
 from raysense.scans.base import Unit
+from raysense.store.compaction import compact
+from raysense.store.naming import commit_file, table_file
+from raysense.store.store import Store
 from raysense.validation import validated
 
 NETWORK = "raysense.digits:DigitsNet"

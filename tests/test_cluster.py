@@ -23,9 +23,9 @@ from raylets import AutoscaledHead, Raylets, free_ports, run_chaos
 
 import raysense
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store
 from raysense.errors import UsageError
 from raysense.options import RunOptions
+from raysense.store.store import Store
 
 KIND = NumbersScan.kind
 

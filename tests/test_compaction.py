@@ -23,19 +23,19 @@ from stored import read_table
 
 import raysense
 from raysense.cli import main
-from raysense.engine import compaction, parts
-from raysense.engine.cleaning import LITTER_SECONDS
-from raysense.engine.compaction import compact
-from raysense.engine.files import Directory
-from raysense.engine.lock import DriverLock
-from raysense.engine.manifests import Manifest, Part, manifest_schema
-from raysense.engine.naming import ManifestName, PartName, commit_file, new_token, table_file
-from raysense.engine.snapshot import Snapshot
-from raysense.engine.store import Store, encode_schemas
 from raysense.errors import RaysenseError, UsageError
 from raysense.query.connection import open_results
 from raysense.query.export import export_tables
 from raysense.scans._results import UNIT_COLUMN, ScanResults
+from raysense.store import compaction, parts
+from raysense.store.cleaning import LITTER_SECONDS
+from raysense.store.compaction import compact
+from raysense.store.files import Directory
+from raysense.store.lock import DriverLock
+from raysense.store.manifests import Manifest, Part, manifest_schema
+from raysense.store.naming import ManifestName, PartName, commit_file, new_token, table_file
+from raysense.store.snapshot import Snapshot
+from raysense.store.store import Store, encode_schemas
 
 SCHEMAS = {
     "squares": pa.schema([pa.field("number", pa.int64(), metadata={"doc": "a number"}), ("square", pa.int64())]),
@@ -254,7 +254,7 @@ def _compact_slowly(location: str, pause: float) -> None:
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     chance = random.Random(1)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["raysense.engine.compaction", "raysense.query.connection"])
+    processes.set_forkserver_preload(["raysense.store.compaction", "raysense.query.connection"])
     store = new_store(tmp_path / "run", range(5))
     killed = 0
     for round_ in range(1, 7):

@@ -21,12 +21,12 @@ import raysense
 from raysense.digits import load_digits
 from raysense.engine.progress import Progress
 from raysense.engine.runtime import Placement, cluster
-from raysense.engine.store import Store
 from raysense.engine.worker import Worker
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Unit
+from raysense.store.store import Store
 from raysense.studies.alexnet import centre, modified_alexnet, standardised
 from raysense.studies.examples import Feed, epoch_seed, open_examples
 from raysense.studies.recipes import Recipe, TrainingTask

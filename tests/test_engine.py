@@ -17,9 +17,9 @@ from processes import committed, finish, kill, rows, start_driver, wait_for, wor
 
 import raysense
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store
 from raysense.errors import RaysenseError, ScanFailed, UsageError
 from raysense.options import RunOptions
+from raysense.store.store import Store
 
 KIND = NumbersScan.kind
 TWO = {"workers": 2}

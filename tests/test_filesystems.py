@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from raysense.datasets import open_data
-from raysense.engine import retries
-from raysense.engine.files import Directory
-from raysense.engine.filesystems import open_filesystem
-from raysense.engine.retries import is_transient, is_unreachable, patiently
-from raysense.engine.store import Store
 from raysense.errors import UsageError
+from raysense.store import retries
+from raysense.store.files import Directory
+from raysense.store.filesystems import open_filesystem
+from raysense.store.retries import is_transient, is_unreachable, patiently
+from raysense.store.store import Store
 
 TABLE = pa.table({"number": [0, 1]})
 ENDPOINT = "endpoint_override=127.0.0.1:9&scheme=http"

@@ -20,16 +20,16 @@ from processes import committed, finish, kill, rows, start_driver, wait_for
 
 import raysense
 from raysense.datasets import open_data
-from raysense.engine.files import Directory
 from raysense.engine.run import run_scan
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store, encode_schemas
 from raysense.errors import ScanFailed, UsageError
 from raysense.measures.influence import exact_influence
 from raysense.models import load_model
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Unit, get_scan
 from raysense.scans.influence import InfluenceScan, InfluenceSpec
+from raysense.store.files import Directory
+from raysense.store.store import Store, encode_schemas
 
 TWO = {"workers": 2}
 DIGITS: dict[str, Any] = {"model": "digits", "data": "digits", "split": "test", "limit": 60}

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 
-from raysense.engine import lock as locks
-from raysense.engine.files import Directory
-from raysense.engine.lock import CLAIMS, KERNEL_LOCK_FILE, LOCK_FILE, DriverLock, read_claims, running
-from raysense.engine.store import Store
 from raysense.errors import UsageError
+from raysense.store import lock as locks
+from raysense.store.files import Directory
+from raysense.store.lock import CLAIMS, KERNEL_LOCK_FILE, LOCK_FILE, DriverLock, read_claims, running
+from raysense.store.store import Store
 
 ELSEWHERE = {"host": "elsewhere/boot/space", "pid": 1, "process_started": 0.0, "taken": 7.0, "holding": True}
 
 HOLD = """
 import sys, time
-from raysense.engine import lock
-from raysense.engine.files import Directory
+from raysense.store import lock
+from raysense.store.files import Directory
 location, host, heartbeat, stale, seconds = sys.argv[1:]
 if host:
     lock.host_identity = lambda: host

@@ -12,10 +12,10 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from synthetic import STARTED, Truth, map_values, write_scan
 
-from raysense.engine.store import encode_schemas
 from raysense.query.catalogue import describe_macros, read_macros
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.scans import get_scan
+from raysense.store.store import encode_schemas
 
 PERCENTILES = [75, 80, 85, 90, 95, 98, 99, 100]
 

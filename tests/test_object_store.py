@@ -22,16 +22,16 @@ from synthetic import write_scan
 from test_filesystems import read_all
 
 import raysense
-from raysense.engine import retries
-from raysense.engine.compaction import compact
-from raysense.engine.files import Directory
-from raysense.engine.filesystems import open_filesystem
-from raysense.engine.lock import CLAIMS, running
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store
 from raysense.errors import UsageError
 from raysense.options import RunOptions
 from raysense.query.connection import open_results
+from raysense.store import retries
+from raysense.store.compaction import compact
+from raysense.store.files import Directory
+from raysense.store.filesystems import open_filesystem
+from raysense.store.lock import CLAIMS, running
+from raysense.store.store import Store
 
 KIND = NumbersScan.kind
 ALL_FAULTS = {"share": 0.08, "hangs": 1, "hang": 20}
@@ -130,8 +130,8 @@ def test_scan_kill_resume_query_report_and_export_on_a_store_that_fails(s3: Endp
 
 RACE = """
 import sys
-from raysense.engine.files import Directory
-from raysense.engine.lock import DriverLock
+from raysense.store.files import Directory
+from raysense.store.lock import DriverLock
 from raysense.errors import UsageError
 for location in iter(sys.stdin.readline, ""):
     try:
@@ -240,7 +240,7 @@ def test_big_tables_go_in_parts_and_appear_whole(s3: Endpoint, monkeypatch: pyte
 
 WRITE_BIG = """
 import numpy as np, pyarrow as pa
-from raysense.engine.files import Directory
+from raysense.store.files import Directory
 Directory("s3://runs/killed").write_table("x.arrow", pa.table({"x": np.random.default_rng(0).random(4_000_000)}))
 """
 

@@ -20,13 +20,13 @@ from prompt_toolkit.output import DummyOutput
 from stored import loose_file
 from synthetic import Truth, unit_id, unit_tables, write_scan
 
-from raysense.engine.naming import table_file
-from raysense.engine.store import Store, encode_schemas
 from raysense.errors import RaysenseError, UsageError
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.query.formats import write_result
 from raysense.query.prompt import is_complete, run_prompt, run_script
 from raysense.scans import get_scan
+from raysense.store.naming import table_file
+from raysense.store.store import Store, encode_schemas
 
 
 @pytest.fixture

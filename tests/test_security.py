@@ -20,9 +20,9 @@ from torch import nn
 
 import raysense
 from raysense.datasets import open_data
-from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
+from raysense.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,7 +158,7 @@ def test_reading_a_scan_of_somebody_else_runs_nothing_of_it(tmp_path: Path, mark
     spec = {"model": f"{evil}:model", "data": f"{evil}:data"}
     document = {
         "kind": f"{evil}:Scan", "spec": spec, "facts": {"model": {"reference": spec["model"]}}, "unit_size": 1, "units": 1,
-        "items": 1, "schemas": raysense.engine.store.encode_schemas({"numbers": schema}),
+        "items": 1, "schemas": raysense.store.store.encode_schemas({"numbers": schema}),
     }  # fmt: skip
     store = Store.create(tmp_path / "scan", document, pa.table({"number": [0]}))
     store.commit("u", {"numbers": pa.table({"number": [7]}, schema=schema)}, {"items": 1, "bad_items": 0})

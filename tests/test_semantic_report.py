@@ -15,7 +15,6 @@ from scipy import ndimage
 from synthetic_semantic import AZIMUTH, ELEVATION, Tables, grid, write_tables
 
 from raysense.datasets import open_data
-from raysense.engine.store import encode_schemas
 from raysense.errors import RaysenseError
 from raysense.query.connection import open_results
 from raysense.report import semantic
@@ -23,6 +22,7 @@ from raysense.report.blocks import Block, Notice, Paragraph, Plot, Table
 from raysense.report.page import write_report
 from raysense.report.poses import base_values, pose_pictures
 from raysense.report.semantic_data import MapAxis, SemanticMap
+from raysense.store.store import encode_schemas
 
 METHODS = (("naive", "published"), ("oir_b", "published"), ("oir_w", "published"), ("constrained", "constrained"))
 STARTS = [[130.0, 30.0], [50.0, 20.0]]

@@ -20,7 +20,6 @@ from matplotlib.patches import StepPatch
 from synthetic import STARTED
 from synthetic_significance import Truth, write_significance
 
-from raysense.engine.store import Store, encode_schemas
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.report import ablations, significance
 from raysense.report.blocks import Block, Notice, Paragraph, Plot, Section, Table
@@ -29,6 +28,7 @@ from raysense.report.significance_data import side_by_side, sparsity_classes
 from raysense.report.significance_figures import Band, HeatMap, colour_scale, heat_map, heat_map_bands
 from raysense.report.style import RED, number, styled
 from raysense.scans._ablations_tables import ablations_schemas
+from raysense.store.store import Store, encode_schemas
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LAYERS = {"features.9": (6, 8), "classifier": (10, 6)}

@@ -17,12 +17,12 @@ from torch import Tensor
 import raysense
 from raysense.datasets import open_data
 from raysense.engine.runtime import cluster
-from raysense.engine.store import Store
 from raysense.errors import UsageError
 from raysense.measures.layer_inputs import LayerInputs, find_layers
 from raysense.models import load_model
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans.significance import SignificanceScan, SignificanceSpec
+from raysense.store.store import Store
 
 DIGITS: dict[str, Any] = {"model": "digits", "data": "digits", "split": "test,train", "limit": 70}
 TABLES = ("samples", "significance", "class_activations", "class_outputs", "activations")

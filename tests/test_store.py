@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysense.engine.files import Directory
-from raysense.engine.naming import table_file
-from raysense.engine.store import Store
 from raysense.errors import UsageError
+from raysense.store.files import Directory
+from raysense.store.naming import table_file
+from raysense.store.store import Store
 
 TOKEN = "0" * 12
 LISTING = pa.table({"number": [0, 1]})
@@ -92,7 +92,7 @@ def test_who_slept_while_it_committed_writes_again_what_was_removed(
 
     write, calls = Directory.write_table, itertools.count()
     monkeypatch.setattr(Directory, "write_table", removed)
-    monkeypatch.setattr("raysense.engine.store._SLOW_COMMIT_SECONDS", -1.0)
+    monkeypatch.setattr("raysense.store.store._SLOW_COMMIT_SECONDS", -1.0)
     store.commit("u1", {"a": LISTING, "b": LISTING}, {})
     assert [store.directory.read_table(*store.snapshot().files(name)).num_rows for name in ("a", "b")] == [2, 2]
 

@@ -31,7 +31,7 @@ def compact(directory: str, grace: str, quiet: bool, debug: bool) -> None:
     Safe while the scan runs and while its results are read. Run it again later: it takes in the units committed since, and
     removes the files that an earlier one superseded.
     """
-    from raysense.engine.compaction import compact
+    from raysense.store.compaction import compact
 
     seconds = parse_duration(grace, "grace")
     with progress_callback("compact", quiet) as callback:

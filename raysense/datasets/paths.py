@@ -11,9 +11,9 @@ from pyarrow import fs
 
 from raysense.datasets.base import UNSPLIT, DataSource
 from raysense.datasets.images import IMAGE_MODES
-from raysense.engine.filesystems import open_filesystem
-from raysense.engine.patient_files import patient
 from raysense.references import Reference, local_path
+from raysense.store.filesystems import open_filesystem
+from raysense.store.patient_files import patient
 
 Location = tuple[fs.FileSystem, str]
 """A filesystem and a path in it."""

@@ -1,4 +1,4 @@
-"""Ray actors, dispatch, retry and resume; the store of committed Arrow files."""
+"""Ray actors, dispatch, retry and resume."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskEr
 from raysense.engine.actor import WorkerActor
 from raysense.engine.crew import Draining, Event, Lost, Opened, Replied, Reply
 from raysense.engine.runtime import Placement
-from raysense.engine.store import Store
 from raysense.options import ComputeOptions
 from raysense.scans.base import Unit
+from raysense.store.store import Store
 
 _LOG = logging.getLogger("raysense")
 _POLL_SECONDS = 0.2

@@ -12,17 +12,17 @@ from types import FrameType
 from raysense.engine.beat import Beat
 from raysense.engine.dispatch import Dispatcher
 from raysense.engine.events import event_log
-from raysense.engine.files import Directory
-from raysense.engine.lock import DriverLock
 from raysense.engine.metrics import DriverMetrics
 from raysense.engine.observers import Observer, Observers
 from raysense.engine.progress import Progress
 from raysense.engine.ray_crew import RayCrew
 from raysense.engine.runtime import Placement, cluster, place
-from raysense.engine.store import Store
 from raysense.errors import RaysenseError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Prepared, Scan
+from raysense.store.files import Directory
+from raysense.store.lock import DriverLock
+from raysense.store.store import Store
 
 _MOST_LOADERS = 8
 

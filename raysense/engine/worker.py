@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from raysense.engine.crew import Reply
-from raysense.engine.store import Store
 from raysense.errors import UsageError, first_line
 from raysense.options import ComputeOptions
 from raysense.scans import Computer, Prepared, Scan, Unit, get_scan
 from raysense.scans.tables import UNITS
+from raysense.store.store import Store
 
 
 def bind_scan(store: Store) -> tuple[Scan, Prepared]:

@@ -19,11 +19,11 @@ import psutil
 import pyarrow as pa
 
 from raysense.engine.crew import Reply
-from raysense.engine.store import Store
 from raysense.engine.worker import Worker
 from raysense.errors import RaysenseError
 from raysense.options import ComputeOptions
 from raysense.scans import Unit
+from raysense.store.store import Store
 
 
 @dataclass(frozen=True)

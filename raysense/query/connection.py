@@ -11,7 +11,6 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from raysense.engine.snapshot import Snapshot
 from raysense.query.catalogue import Macro, callees_first, read_macros
 from raysense.query.overview import (
     AXES,
@@ -25,6 +24,7 @@ from raysense.query.overview import (
 )
 from raysense.query.sqlerrors import explain
 from raysense.query.tables import Locations, ScanTables, open_scans
+from raysense.store.snapshot import Snapshot
 
 BATCH_ROWS = 65_536
 

@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from raysense.engine.files import TEMPORARY_SUFFIX, Directory
-from raysense.engine.reading import read_pieces
-from raysense.engine.snapshot import Piece
 from raysense.errors import RaysenseError, UsageError
 from raysense.query import EXPORT_FORMATS
 from raysense.query.encoders import Encoder, write_arrow, write_csv, write_parquet
 from raysense.query.tables import ScanTables, open_scans
+from raysense.store.files import TEMPORARY_SUFFIX, Directory
+from raysense.store.reading import read_pieces
+from raysense.store.snapshot import Piece
 
 Progress = Callable[[int, int], None]
 """Called with how many pieces have been read, and how many there are."""

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from raysense.engine.snapshot import Snapshot
-from raysense.engine.store import Store
 from raysense.errors import UsageError
+from raysense.store.snapshot import Snapshot
+from raysense.store.store import Store
 
 
 class ScanTables:

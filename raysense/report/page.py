@@ -16,13 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pyarrow.fs import FileType
 
 import raysense
-from raysense.engine.files import Directory
 from raysense.errors import UsageError
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.query.tables import Locations, ScanTables
 from raysense.report.blocks import Plot, Section
 from raysense.report.facts import facts_section, is_unfinished
 from raysense.report.style import figure_bytes
+from raysense.store.files import Directory
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 Progress = Callable[[int, int], None]

@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from raysense.engine.snapshot import Snapshot
 from raysense.query.connection import ResultDatabase, quoted_text
 from raysense.query.tables import ScanTables
 from raysense.report.significance_figures import HeatMap
 from raysense.report.significance_sparsity import Histogram
+from raysense.store.snapshot import Snapshot
 
 SAMPLED = 50
 """Classes that a heat map shows; of more an evenly spaced sample, as in the paper."""

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from raysense.engine.reading import read_pieces
-from raysense.engine.snapshot import Piece
-from raysense.engine.store import Store
 from raysense.errors import RaysenseError, UsageError, first_line
 from raysense.models import load_model
+from raysense.store.reading import read_pieces
+from raysense.store.snapshot import Piece
+from raysense.store.store import Store
 
 UNIT_COLUMN = "__unit"
 """Name under which `ScanResults.rows` gives the unit of each row."""

@@ -24,7 +24,7 @@ class AblationsSpec(ScanSpec):
     @field_validator("of")
     @classmethod
     def _absolute_directory(cls, value: str) -> str:
-        from raysense.engine.files import Directory
+        from raysense.store.files import Directory
 
         return Directory(value, argument="of").location
 

@@ -36,7 +36,7 @@ class DirectionsSpec(CurvedSpec):
     @field_validator("of")
     @classmethod
     def _absolute_directory(cls, value: str) -> str:
-        from raysense.engine.files import Directory
+        from raysense.store.files import Directory
 
         return Directory(value, argument="of").location
 

@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from raysense.api import scan
-from raysense.engine.files import Directory
 from raysense.engine.runtime import check_reachable, cluster
-from raysense.engine.store import SCAN_FILE
 from raysense.errors import RaysenseError, UsageError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.query.connection import open_results
@@ -23,6 +21,8 @@ from raysense.references import parse_reference
 from raysense.report.page import write_report
 from raysense.scans import ScanSpec, get_scan
 from raysense.scans.influence import InfluenceSpec
+from raysense.store.files import Directory
+from raysense.store.store import SCAN_FILE
 from raysense.validation import validated
 from raysense.working_directory import check_lasting
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from raysense.commands.options import progress_callback
 from raysense.devices import resolve_device
-from raysense.engine.files import Directory
 from raysense.errors import RaysenseError, UsageError, first_line
 from raysense.models import LoadedModel, load_model
 from raysense.networks import ExportedModel
 from raysense.references import absolute_reference
+from raysense.store.files import Directory
 from raysense.studies.examples import Examples, Feed, accuracy, epoch_seed, open_examples
 from raysense.studies.recipes import Trained, TrainingTask
 from raysense.training import Training

@@ -25,7 +25,7 @@ from raylets import AutoscaledHead, run_chaos
 from stored import read_table
 
 from raysense.api import scan
-from raysense.engine.store import Store
+from raysense.store.store import Store
 
 SECONDS_A_ROUND = 240.0
 

@@ -28,9 +28,9 @@ from stored import read_table
 
 from raysense.api import scan
 from raysense.digits import load_digits
-from raysense.engine.store import Store
 from raysense.engine.worker import Worker, bind_scan
 from raysense.options import ComputeOptions
+from raysense.store.store import Store
 
 TESTS = Path(__file__).resolve().parents[1]
 WORKERS = 2

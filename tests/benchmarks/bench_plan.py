@@ -28,7 +28,6 @@ from test_simulation import check_faulty_run, equal_units
 import raysense
 from raysense.engine.crew import Reply
 from raysense.engine.observers import Observer
-from raysense.engine.store import Store
 from raysense.options import RunOptions
 from raysense.planning.costs import fit_line
 from raysense.planning.fleet import ClusterModel
@@ -36,6 +35,7 @@ from raysense.planning.plan import Plan
 from raysense.planning.scaling import Scenario, scaling_curve
 from raysense.planning.simulation import simulate, work_of
 from raysense.scans import Unit
+from raysense.store.store import Store
 
 FAULTY_UNITS, FAULTY_WORKERS = 10_000, 64
 CURVE_TARGET = 20.0

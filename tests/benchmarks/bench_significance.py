@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synthetic_significance import significance_document
 
-from raysense.engine.store import Store
 from raysense.measures.layer_inputs import LinearLayer
 from raysense.measures.path_counts import PathCounts
 from raysense.measures.significance import PathCounter
 from raysense.measures.uses import Piece
 from raysense.query.connection import open_results
 from raysense.scans._significance_rows import significance_table
+from raysense.store.store import Store
 
 CLASSES, SAMPLES, INPUTS, OUTPUTS = 1000, 50, 2048, 1000
 ROUNDS = 5

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synthetic import scan_document, unit_id
 
-from raysense.engine.reading import read_pieces
-from raysense.engine.store import Store
 from raysense.query.connection import ResultDatabase, open_results
 from raysense.scans import get_scan
+from raysense.store.reading import read_pieces
+from raysense.store.store import Store
 
 ROWS = 10_000_000
 UNITS = 40

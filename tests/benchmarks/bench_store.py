@@ -25,11 +25,11 @@ from harness import Memory, Verdict, interleaved, print_ratio, print_sides, prin
 from plugin_scans import NumbersScan
 
 from raysense import status
-from raysense.engine.compaction import compact
-from raysense.engine.manifests import Manifest, Part, manifest_schema
-from raysense.engine.naming import ManifestName, PartName, commit_file, table_file
-from raysense.engine.store import Store, encode_schemas
 from raysense.query.connection import ResultDatabase, open_results
+from raysense.store.compaction import compact
+from raysense.store.manifests import Manifest, Part, manifest_schema
+from raysense.store.naming import ManifestName, PartName, commit_file, table_file
+from raysense.store.store import Store, encode_schemas
 
 TABLES = NumbersScan.schemas()
 OPENING_TARGET = 30.0

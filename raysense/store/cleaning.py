@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysense.engine.files import Directory, Entry
-from raysense.engine.lock import running
-from raysense.engine.manifests import Manifest, read_manifest
-from raysense.engine.naming import (
+from raysense.store.files import Directory, Entry
+from raysense.store.lock import running
+from raysense.store.manifests import Manifest, read_manifest
+from raysense.store.naming import (
     COMMITS,
     MANIFESTS,
     TABLES,
@@ -24,9 +24,9 @@ from raysense.engine.naming import (
     table_file,
     units_in,
 )
-from raysense.engine.parts import unswept
-from raysense.engine.reading import for_each, threads_for
-from raysense.engine.store import Store
+from raysense.store.parts import unswept
+from raysense.store.reading import for_each, threads_for
+from raysense.store.store import Store
 
 LITTER_SECONDS = 600.0
 """How long a table's file without a commit stays at least: the worker that wrote it may have outlived its driver."""

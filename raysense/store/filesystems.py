@@ -25,9 +25,9 @@ import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
 from fsspec.implementations.dirfs import DirFileSystem
 
-from raysense.engine.fsspec_files import FsspecFiles
-from raysense.engine.retries import number_of_environment
 from raysense.errors import UsageError, first_line
+from raysense.store.fsspec_files import FsspecFiles
+from raysense.store.retries import number_of_environment
 
 TIMEOUT_VARIABLE = "RAYSENSE_STORE_TIMEOUT"
 ATTEMPTS_VARIABLE = "RAYSENSE_STORE_ATTEMPTS"

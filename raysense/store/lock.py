@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import psutil
 
-from raysense.engine.files import Directory
-from raysense.engine.local_lock import KernelLock, host_identity, is_running
 from raysense.errors import UsageError, first_line
+from raysense.store.files import Directory
+from raysense.store.local_lock import KernelLock, host_identity, is_running
 
 Purpose = Literal["scan", "compact"]
 

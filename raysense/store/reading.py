@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from raysense.engine.files import Directory
-from raysense.engine.retries import patience_of_environment, patiently
-from raysense.engine.snapshot import Piece
+from raysense.store.files import Directory
+from raysense.store.retries import patience_of_environment, patiently
+from raysense.store.snapshot import Piece
 
 _LOCAL_THREADS, _REMOTE_THREADS = 4, 32
 _LOCAL_GROUP = 32

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysense.engine.retries import patience_of_environment, patiently
+from raysense.store.retries import patience_of_environment, patiently
 
 Result = TypeVar("Result")
 

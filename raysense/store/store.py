@@ -7,7 +7,7 @@ Layout::
     tables/<table>/<unit>~<token>.arrow     Arrow IPC files of one attempt
     commits/<unit>~<token>.json             published last: the unit exists for readers only when this file does
     manifests/<number>~<token>.arrow        which units a compaction has gathered in which parts; the highest counts
-    compacted/<table>/...                   the parts: `raysense.engine.compaction`
+    compacted/<table>/...                   the parts: `raysense.store.compaction`
     attempts/<unit>.json                    the errors of a unit so far
     failures/<unit>.json                    a unit given up on
 
@@ -27,10 +27,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysense.engine.files import TEMPORARY_SUFFIX, Directory
-from raysense.engine.lock import LEFTOVERS
-from raysense.engine.manifests import Manifest, read_manifest
-from raysense.engine.naming import (
+from raysense.errors import RaysenseError, UsageError, first_line
+from raysense.store.files import TEMPORARY_SUFFIX, Directory
+from raysense.store.lock import LEFTOVERS
+from raysense.store.manifests import Manifest, read_manifest
+from raysense.store.naming import (
     COMMITS,
     changed,
     check_table,
@@ -41,9 +42,8 @@ from raysense.engine.naming import (
     table_file,
     units_in,
 )
-from raysense.engine.reading import for_each, threads_for
-from raysense.engine.snapshot import Commit, Snapshot
-from raysense.errors import RaysenseError, UsageError, first_line
+from raysense.store.reading import for_each, threads_for
+from raysense.store.snapshot import Commit, Snapshot
 
 SCAN_FILE = "scan.json"
 LISTING_FILE = "listing.arrow"

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from raysense.engine.files import Directory
-from raysense.engine.manifests import Part
-from raysense.engine.naming import PartName
+from raysense.store.files import Directory
+from raysense.store.manifests import Part
+from raysense.store.naming import PartName
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 8 * 2**20

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysense.engine.filesystems import open_filesystem
-from raysense.engine.fsspec_files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
-from raysense.engine.fsspec_files import CachingFileSystem, FsspecFiles
-from raysense.engine.patient_files import patient
-from raysense.engine.retries import patience_of_environment, patiently
 from raysense.errors import UsageError, first_line
+from raysense.store.filesystems import open_filesystem
+from raysense.store.fsspec_files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+from raysense.store.fsspec_files import CachingFileSystem, FsspecFiles
+from raysense.store.patient_files import patient
+from raysense.store.retries import patience_of_environment, patiently
 
 Result = TypeVar("Result")
 Infos = list[pafs.FileInfo]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from raysense.engine.files import Directory
 from raysense.errors import UsageError, first_line
+from raysense.store.files import Directory
 
 _LOG = logging.getLogger("raysense")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysense.engine.files import Directory
-from raysense.engine.manifests import Manifest
-from raysense.engine.naming import table_file
 from raysense.errors import RaysenseError
+from raysense.store.files import Directory
+from raysense.store.manifests import Manifest
+from raysense.store.naming import table_file
 
 _BATCHES_AT_ONCE = 8
 

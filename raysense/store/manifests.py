@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysense.engine.files import Directory
-from raysense.engine.naming import TOKEN_PATTERN, UNIT_PATTERN, ManifestName, PartName, check_table
 from raysense.errors import RaysenseError, first_line
+from raysense.store.files import Directory
+from raysense.store.naming import TOKEN_PATTERN, UNIT_PATTERN, ManifestName, PartName, check_table
 
 _VERSION = 1
 _KEY = b"raysense"

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysense.engine.cleaning import Cleaned, clean
-from raysense.engine.lock import DriverLock
-from raysense.engine.manifests import Manifest, Part, manifest_schema
-from raysense.engine.naming import ManifestName, PartName, new_token
-from raysense.engine.parts import PartWriter, publish_part, unswept
-from raysense.engine.reading import read_pieces, threads_for
-from raysense.engine.snapshot import Selection, Snapshot
-from raysense.engine.store import FORMAT_VERSION, SCAN_FILE, Store
 from raysense.errors import RaysenseError, first_line
+from raysense.store.cleaning import Cleaned, clean
+from raysense.store.lock import DriverLock
+from raysense.store.manifests import Manifest, Part, manifest_schema
+from raysense.store.naming import ManifestName, PartName, new_token
+from raysense.store.parts import PartWriter, publish_part, unswept
+from raysense.store.reading import read_pieces, threads_for
+from raysense.store.snapshot import Selection, Snapshot
+from raysense.store.store import FORMAT_VERSION, SCAN_FILE, Store
 
 Progress = Callable[[int, int], None]
 """Called with how many units have been gathered, and how many there are to gather."""

@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysense.engine.files import Directory, Entry
 from raysense.errors import RaysenseError
+from raysense.store.files import Directory, Entry
 
 UNIT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,179}"
 TOKEN_PATTERN = r"[0-9a-f]{12}"
