@@ -111,7 +111,7 @@ def write_tables(
 
 def units_table(unit: str) -> pa.Table:
     """Table units of one unit."""
-    known = [unit, "worker-0", "host", "cpu", STARTED, SECONDS, 1, 1, 64]
+    known = [unit, "worker-0", "host", "cpu", STARTED, SECONDS, 1, 1, 64, 1]
     return pa.Table.from_pylist([dict(zip(UNITS.names, known, strict=True))], schema=UNITS)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import raysense
 from raysense.digits import load_digits
-from raysense.engine.progress import Progress
-from raysense.engine.runtime import Placement, cluster
+from raysense.engine.observers import Observer
+from raysense.engine.runtime import cluster
 from raysense.engine.worker import Worker
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
@@ -340,7 +340,7 @@ class Here:
     """Computes units in this process: workers would take longer to start than these scans take."""
 
     def __init__(
-        self, store: Store, options: RunOptions, compute: ComputeOptions, placement: Placement, progress: Progress
+        self, crew: object, store: Store, options: RunOptions, compute: ComputeOptions, workers: int, observer: Observer
     ) -> None:
         self._worker = Worker("here")
         assert self._worker.open(store.location, compute.model_copy(update={"threads": 1})) == ""

@@ -53,8 +53,18 @@ class ItemsComputer(NumbersComputer):
         return super().compute(unit, upcoming)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def temporary() -> Iterator[Path]:
+    """Where temporary files of these tests go, those of Ray's workers too."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
+def ray(temporary: Path) -> Iterator[None]:
     """One local Ray for all."""
     with cluster(RunOptions()):
         yield
@@ -66,7 +76,7 @@ def plan(ray: None) -> Plan:
     return raysense.plan(NumbersScan.kind, gpus=(2, 1), price=3.0, options=LOCAL, **SCAN)
 
 
-def test_calibration_measures_pieces_spread_over_the_listing(plan: Plan) -> None:
+def test_calibration_measures_pieces_spread_over_the_listing(plan: Plan, temporary: Path) -> None:
     done = plan.calibration
     assert done.complete
     assert (len(done.pieces), done.largest, done.unit_size) == (12, 20, 20)
@@ -79,7 +89,7 @@ def test_calibration_measures_pieces_spread_over_the_listing(plan: Plan) -> None
     assert done.warm_up
     assert not done.on_gpu
     assert any("not for GPUs" in note for note in plan.notes)
-    assert not list(Path(tempfile.gettempdir()).glob("raysense-plan-*"))
+    assert not list(temporary.glob("raysense-plan-*"))
 
 
 def test_a_unit_costs_what_it_sleeps(plan: Plan) -> None:
@@ -127,6 +137,7 @@ def test_units_dearer_than_the_limit_are_calibrated_on_pieces(tmp_path: Path) ->
     plan = json.loads(result.stdout)
     assert plan["calibration"]["seconds"] < 4.0
     assert plan["calibration"]["largest"] < 100
+    assert not plan["calibration"]["whole"]
     assert any("takes longer than there was time" in note for note in plan["notes"])
     assert 3600 * plan["estimate"]["hours"]["value"] == pytest.approx(40.0, rel=0.3)
     assert plan["estimate"]["passes"]["value"] == pytest.approx(12000)
@@ -152,12 +163,12 @@ def test_what_cannot_be_computed_is_said() -> None:
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_worker_that_hangs_or_dies_ends_the_plan_and_leaves_nothing() -> None:
+def test_a_worker_that_hangs_or_dies_ends_the_plan_and_leaves_nothing(temporary: Path) -> None:
     with pytest.raises(ScanFailed, match=r"not one was done within 0\.4 s; raise --seconds"):
         raysense.plan(NumbersScan.kind, gpus=1, options={**LOCAL, "seconds": 0.2}, items=4, hanging=(0,))
     with pytest.raises(ScanFailed, match="worker of the calibration was lost"):
         raysense.plan(NumbersScan.kind, gpus=1, options=LOCAL, items=4, killing=(0,))
-    assert not list(Path(tempfile.gettempdir()).glob("raysense-plan-*"))
+    assert not list(temporary.glob("raysense-plan-*"))
 
 
 def test_plan_is_printed_drawn_and_json(plan: Plan, tmp_path: Path) -> None:
@@ -173,6 +184,25 @@ def test_plan_is_printed_drawn_and_json(plan: Plan, tmp_path: Path) -> None:
     assert document["options"]["gpus"] == [2, 1]
     assert document["cluster"]["opening"] == plan.cluster.opening
     assert document["asked"][0]["money"]["value"] > 0
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_no_figure_is_cut_off(plan: Plan, width: int) -> None:
+    text = io.StringIO()
+    print_plan(plan, Console(file=text, width=width))
+    lines = [line for line in text.getvalue().splitlines() if line.startswith(("│", "┃"))]
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if "…" in line]
+    assert any(line.split()[1] == "1,000" for line in lines)
+    assert ("computing" in text.getvalue()) == (width >= 120)
+
+
+@pytest.mark.usefixtures("ray")
+def test_units_that_are_smaller_than_their_most_are_no_lack_of_time() -> None:
+    """As where the samples of a class are fewer than a unit's."""
+    plan = raysense.plan(NumbersScan.kind, gpus=1, options=LOCAL, items=12, unit_size=16)
+    assert plan.calibration.largest == 12
+    assert not any("longer than there was time" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

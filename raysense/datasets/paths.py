@@ -67,14 +67,14 @@ class PathSource(DataSource):
         return (filesystem, path), info
 
 
-def open_location(location: str) -> Location:
+def open_location(location: str, argument: str = "data") -> Location:
     """Return the filesystem of an absolute path or a URI, and the path in it, without a trailing slash.
 
     What fails for a moment when it is read, and is not on a local disk, is tried again.
 
     Raises UsageError where the URI is malformed, has a key or password in it, or no filesystem is known for it.
     """
-    filesystem, path = open_filesystem(location, "data")
+    filesystem, path = open_filesystem(location, argument)
     return patient(filesystem), path
 
 

@@ -24,7 +24,7 @@ class WorkerMetrics:
     """
 
     def __init__(self, scan: str, kind: str) -> None:
-        tags = {"scan": scan, "kind": kind}
+        tags = _tags(scan, kind)
 
         def counter(name: str, text: str) -> Counter:
             made = Counter(f"raysense_{name}", description=text, tag_keys=_TAGS)
@@ -62,7 +62,7 @@ class DriverMetrics(Observer):
     """
 
     def __init__(self, scan: str, kind: str) -> None:
-        tags = {"scan": scan, "kind": kind}
+        tags = _tags(scan, kind)
 
         def gauge(name: str, text: str) -> Gauge:
             made = Gauge(f"raysense_{name}", description=text, tag_keys=_TAGS)
@@ -103,6 +103,12 @@ class DriverMetrics(Observer):
         self._last = now
         for gauge, value in zip((self._queue, self._running, self._ready, self._requested), now, strict=True):
             gauge.set(value)
+
+
+def _tags(scan: str, kind: str) -> dict[str, str]:
+    """Tags of a scan, in ASCII, which is all that Ray's recorder takes."""
+    values = (value.encode("ascii", "backslashreplace").decode() for value in (scan, kind))
+    return dict(zip(_TAGS, values, strict=True))
 
 
 def _add(counter: Counter, value: float) -> None:

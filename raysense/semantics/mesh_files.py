@@ -59,7 +59,7 @@ def load_mesh(path: str | Path, name: str | None = None) -> Mesh:
     location = str(path) if "://" in str(path) else str(local_path(str(path)))
     name = name or str(path)
     try:
-        filesystem, inside = open_location(location)
+        filesystem, inside = open_location(location, "mesh")
         data = read_bytes(filesystem, inside)
     except FileNotFoundError as error:
         raise UsageError(f"mesh {name!r}: there is no file {location}; correct the path") from error

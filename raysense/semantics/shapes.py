@@ -174,7 +174,7 @@ class FolderShapes(ShapeSource):
     def _root(self) -> tuple[Location, bool]:
         """Filesystem and path, and whether it is a folder."""
         try:
-            filesystem, path = open_location(self._location)
+            filesystem, path = open_location(self._location, "shapes")
             found = filesystem.get_file_info(path).type
         except (OSError, pa.ArrowException) as error:
             raise self.error(f"{self._location} cannot be opened ({error}); correct the path") from error
