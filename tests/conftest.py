@@ -12,22 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 _KILLING = (
-    "test_cli",
-    "test_cluster",
-    "test_conditions",
-    "test_engine",
-    "test_jobs",
-    "test_object_store",
-    "test_preemption",
+    ("test_cli", "test_cluster", "test_engine", "test_preemption"),
+    ("test_conditions", "test_jobs", "test_object_store"),
 )
-"""Files whose tests start Ray and kill its processes: never two of them at once."""
+"""Files whose tests start Ray and kill its processes: never two of a group at once, so that they are not starved."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those of a file run in one, and all that kill in one."""
     for item in items:
-        group = "killing" if item.path.stem in _KILLING else item.path.stem
+        stem = item.path.stem
+        group = next((f"killing {number}" for number, files in enumerate(_KILLING) if stem in files), stem)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -505,7 +505,7 @@ def test_the_command_finishes_what_was_begun(base: Path, ablations: Store, tmp_p
         store.directory.delete(table_file("class_distances", unit, commit.token))
     assert distances(store).num_rows < distances(ablations).num_rows
     arguments = ["scan", "ablations", "--of", str(base), "--out", str(out), "--unit-size", "4", "--resume", "--quiet"]
-    subprocess.run([command, *arguments, "--workers", "1", "--device", "cpu"], check=True)
+    subprocess.run([command, *arguments, "--workers", "1", "--worker-cpus", "1", "--device", "cpu"], check=True)
     check_same(distances(store), distances(ablations))
 
 

@@ -16,7 +16,7 @@ from raysense.studies.boundary_curvature import run_curvature
 from raysense.studies.boundary_detection import run_detection
 from raysense.studies.boundary_topology import run_topology
 
-RUN = {"workers": 1, "batch_size": 16}
+RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 16}
 SMOOTH = "raysense.studies.networks:smooth_digits?width=4"
 KINKED = "raysense.studies.networks:plain_digits?width=4"
 

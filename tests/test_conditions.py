@@ -37,7 +37,7 @@ from raysense.training import Adam, Sgd
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "raysense.studies.alexnet:modified_alexnet?channels=1&crop=8&width=4&hidden=16"
-RUN = {"workers": 1, "batch_size": 32}
+RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 32}
 
 _RANDOM_LAYERS = """
 import torch

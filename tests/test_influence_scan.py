@@ -14,22 +14,23 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from in_process import prepared
 from networks import of_input
 from PIL import Image
 from processes import committed, finish, kill, rows, start_driver, wait_for
 
 import raysense
+from raysense.api import create_store
 from raysense.datasets import open_data
-from raysense.engine.run import run_scan
 from raysense.engine.runtime import cluster
-from raysense.errors import ScanFailed, UsageError
+from raysense.engine.worker import Worker
+from raysense.errors import UsageError
 from raysense.measures.influence import exact_influence
 from raysense.models import load_model
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Unit, get_scan
 from raysense.scans.influence import InfluenceScan, InfluenceSpec
-from raysense.store.files import Directory
-from raysense.store.store import Store, encode_schemas
+from raysense.store.store import Store
 
 TWO = {"workers": 2}
 DIGITS: dict[str, Any] = {"model": "digits", "data": "digits", "split": "test", "limit": 60}
@@ -186,7 +187,7 @@ class TestOnRay:
 
     def test_out_of_memory_halves_the_batch(self, tmp_path: Path, zoo: str) -> None:
         out = tmp_path / "s"
-        run = {"workers": 1, "batch_size": 16}
+        run = {"workers": 1, "worker_cpus": 1, "batch_size": 16}
         spec = {"model": f"{zoo}/models.py:small_memory", "data": f"npz:{zoo}/data.npz", "unit_size": 20}
         assert raysense.scan("influence", out, run=run, **spec).complete
         assert len(rows(out, "influence", "sample_id")) == 40
@@ -227,7 +228,7 @@ class TestOnRay:
         with pytest.raises(UsageError, match="data changed since the scan"):
             raysense.resume(out, run=TWO)
         shutil.copy(saved, f"{zoo}/data.npz")
-        assert raysense.resume(out, run={"workers": 1, "batch_size": 3}).complete
+        assert raysense.resume(out, run={"workers": 1, "worker_cpus": 1, "batch_size": 3}).complete
         assert len(rows(out, "influence", "sample_id")) == 40
 
     def test_a_worker_with_other_weights_is_refused(self, tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     interrupted = committed(out)
     assert interrupted < units
     time.sleep(0.1)
-    resumed = finish(start_driver("resume", out=str(out), run={"workers": 1, "batch_size": 5}))
+    resumed = finish(start_driver("resume", out=str(out), run={"workers": 1, "worker_cpus": 1, "batch_size": 5}))
     assert resumed["committed"] == resumed["units"] == units
     for table in ("samples", "influence"):
         one = {row["sample_id"]: row for row in undisturbed[table].to_pylist()}
@@ -338,25 +339,9 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
                     assert other[sample][column] == value
 
 
-def test_no_worker_no_scan(tmp_path: Path, zoo: str) -> None:
-    """The model's file is gone when the workers want it."""
-    out = tmp_path / "s"
+def test_a_model_that_is_gone_when_a_worker_wants_it(tmp_path: Path, zoo: str) -> None:
     spec = {"model": f"{zoo}/models.py:linear", "data": f"npz:{zoo}/data.npz"}
-    scan = InfluenceScan(InfluenceSpec.model_validate(spec))
-    prepared = scan.prepare(ComputeOptions())
-
-    def begin() -> Store:
-        document = {
-            "kind": "influence",
-            "spec": scan.spec.model_dump(mode="json"),
-            "facts": prepared.facts,
-            "unit_size": 8,
-            "units": 5,
-            "items": 40,
-            "schemas": encode_schemas(scan.schemas()),
-        }
-        Path(f"{zoo}/models.py").unlink()
-        return Store.create(out, document, prepared.listing)
-
-    with pytest.raises(ScanFailed, match="there is no file"):
-        run_scan(Directory(out), scan, prepared, RunOptions(workers=1), True, begin)
+    bound, found = prepared("influence", spec, ComputeOptions())
+    create_store("influence", bound, found, tmp_path / "s")
+    Path(f"{zoo}/models.py").unlink()
+    assert "there is no file" in Worker("w1").open(str(tmp_path / "s"), ComputeOptions())

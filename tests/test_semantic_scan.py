@@ -251,7 +251,8 @@ def test_from_the_command_line_to_sql(command: str, tmp_path: Path) -> None:
     out = tmp_path / "scan"
     arguments = [
         *("--model", NETWORK, "--shapes", "procedural?variants=1", "--classes", "cup=1,chair=2", "--size", "16"),
-        *("--maps", "azimuth:120,elevation:50", "--initial", "2", "--evaluations", "60", "--workers", "1"),
+        *("--maps", "azimuth:120,elevation:50", "--initial", "2", "--evaluations", "60"),
+        *("--workers", "1", "--worker-cpus", "1"),
     ]
     done = subprocess.run(
         [command, "scan", "semantic", *arguments, "--out", str(out), "--quiet"], capture_output=True, text=True
@@ -281,7 +282,7 @@ def test_the_study_of_several_networks(tmp_path: Path, capsys: pytest.CaptureFix
         "size": 16,
         "influence": True,
     }
-    assert run_semantic(tmp_path, options, {"workers": 1, "device": "cpu"}, quiet=True) == 0
+    assert run_semantic(tmp_path, options, {"workers": 1, "worker_cpus": 1, "device": "cpu"}, quiet=True) == 0
     printed = capsys.readouterr().out
     assert "Semantic robust volume ratio" in printed
     assert "Does FI foretell" in printed

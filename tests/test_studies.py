@@ -40,7 +40,7 @@ from raysense.training import Adam
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = "raysense.studies.networks"
-RUN = {"workers": 1, "batch_size": 8}
+RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
