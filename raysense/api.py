@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from raysense.engine.events import check_log
 from raysense.engine.run import Outcome, run_scan
 from raysense.engine.runtime import check_reachable
 from raysense.engine.worker import bind_scan
@@ -27,8 +28,6 @@ from raysense.validation import validated
 from raysense.working_directory import check_lasting
 
 _LOG = logging.getLogger("raysense")
-_MOST_READ, _MOST_READ_LOCALLY = 1_000, 20_000
-_LATEST = 200
 _VERSIONED = ("raysense", "torch", "torchvision", "ray", "pyarrow", "numpy")
 
 
@@ -64,6 +63,7 @@ def scan(
     check_lasting(out)
     directory = Directory(out)
     check_reachable(options)
+    check_log(options.log)
     if resume and directory.exists(SCAN_FILE):
         store = Store.open(out)
         _check_same_spec(store, absolute_kind(kind), checked)
@@ -89,6 +89,7 @@ def resume(
     """
     options = _run_options(run)
     check_reachable(options)
+    check_log(options.log)
     return _finish(Store.open(out), options, quiet)
 
 

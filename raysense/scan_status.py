@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from raysense.errors import RaysenseError
 from raysense.store.lock import running
+from raysense.store.manifests import whole
 from raysense.store.snapshot import Snapshot
-from raysense.store.store import Store, decode_schemas
+from raysense.store.store import Store
 
 _MOST_READ, _MOST_READ_LOCALLY = 1_000, 50_000
 _LATEST = 200
@@ -107,7 +109,7 @@ def status(out: str | os.PathLike[str]) -> Status:
         kind=document["kind"],
         units=int(document["units"]),
         committed=len(snapshot),
-        failed=tuple(store.failures()),
+        failed=tuple(store.failures(snapshot)),
         samples=total,
         samples_done=round(len(snapshot) * unit_items) if done is None else done[0],
         rate=(len(times) - 1) * unit_items / seconds if seconds > 0 else None,
@@ -124,14 +126,14 @@ def _driver(store: Store) -> Driver | None:
         return None
     name = f"process {said.get('pid', '?')} on {str(said.get('host', '?')).partition('/')[0]}"
     progress = said.get("progress")
-    return Driver(
-        name, datetime.fromtimestamp(said["taken"], UTC), dict(progress) if isinstance(progress, dict) else {}
-    )
+    counts = progress.items() if isinstance(progress, dict) else ()
+    known = {key: value for key, value in counts if value is None or isinstance(value, int | float)}
+    return Driver(name, datetime.fromtimestamp(said["taken"], UTC), known)
 
 
 def error_table(store: Store) -> tuple[str, str] | None:
     """The table of a scan that has a column ``error``, and its first column, which holds ids."""
-    for name, schema in decode_schemas(store.document()["schemas"]).items():
+    for name, schema in store.schemas().items():
         if "error" in schema.names:
             return name, schema.names[0]
     return None
@@ -142,5 +144,10 @@ def _items_done(store: Store, snapshot: Snapshot) -> tuple[int, int] | None:
     if len(snapshot.loose) > (_MOST_READ_LOCALLY if store.directory.is_local else _MOST_READ):
         return None
     records, manifest = store.records(snapshot.loose), snapshot.manifest
-    items, bad = (manifest.total(key) + sum(record[key] for record in records) for key in ("items", "bad_items"))
+    try:
+        items, bad = (
+            manifest.total(key) + sum(whole(record.get(key)) for record in records) for key in ("items", "bad_items")
+        )
+    except ValueError as error:
+        raise RaysenseError(f"{store.location}: a commit does not say how many items it has ({error})") from error
     return items, bad

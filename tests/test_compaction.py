@@ -159,6 +159,21 @@ def test_small_parts_are_merged_when_there_are_many(tmp_path: Path) -> None:
     check(store.location, range(12))
 
 
+def test_full_parts_that_compress_well_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "PART_BYTES", 30_000)
+    monkeypatch.setattr(compaction, "_CHUNK_UNITS", 1)
+    store = new_store(tmp_path / "run", ())
+    same = pa.table({"number": np.zeros(3000, int), "word": pa.array(["x"] * 3000).dictionary_encode()})
+    rest = {name: SCHEMAS[name].empty_table() for name in ("squares", "nothing")}
+    for index in range(12):
+        store.commit(unit_id(index), {"words": same, **rest}, {"items": 1, "bad_items": 0})
+    compact(store.location)
+    before = store.snapshot().manifest
+    assert len(before.parts) > 8
+    compact(store.location)
+    assert store.manifest() is before
+
+
 @pytest.mark.usefixtures("tiny")
 def test_rows_of_certain_units_in_their_order(tmp_path: Path) -> None:
     store = new_store(tmp_path / "run")
@@ -179,6 +194,24 @@ def test_results_that_are_compacted_and_cleaned_up_meanwhile_are_found_again(tmp
     before = results.rows("squares", results.committed_units(), ("number",))
     compact(store.location, 0)
     assert results.rows("squares", results.committed_units(), ("number",)).equals(before)
+
+
+def test_an_export_goes_on_where_its_files_are_removed(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "run")
+    steps: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        steps.append(done)
+        if done in (1, UNITS + 1):
+            commit(store, [UNITS + len(steps)])  # one more, which it does not take in
+            compact(store.location, 0)
+
+    rows = export_tables(store.location, tmp_path / "out", "arrow", progress)
+    assert rows == {"squares": 115, "words": 230, "nothing": 0}
+    assert steps == sorted(steps)
+    with pa.ipc.open_file(tmp_path / "out" / "squares.arrow") as exported:
+        expected = [row for index in range(UNITS) for row in unit_tables(index)["squares"].to_pylist()]
+        assert exported.read_all().to_pylist() == expected
 
 
 # -- when files are removed --------------------------------------------------------------------------------------------
@@ -219,6 +252,15 @@ def test_nothing_that_it_superseded_itself_is_removed_at_once_while_a_driver_is_
         assert store.directory.exists(dead)
     assert compact(store.location, 0).removed == 1
     assert not store.directory.exists(dead)
+
+
+def test_a_driver_is_alive_by_the_clock_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path / "run", range(3))
+    claim = {"host": "elsewhere", "pid": 1, "process_started": 0.0, "taken": 7.0, "holding": True}
+    store.directory.write_json(f"drivers/scan-{'0' * 32}.json", claim)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LONG_AGO)  # this machine's clock is wrong
+    assert compact(store.location, 0).removed == 0
 
 
 def test_what_dead_attempts_left_goes_when_it_is_old(tmp_path: Path) -> None:
@@ -506,6 +548,23 @@ def test_a_store_of_format_1_is_read_resumed_and_compacted(tmp_path: Path) -> No
     check(store.location, range(8))
     # A version that knows only format 1 would find no unit any more.
     assert store.document()["format"] == 2
+
+
+def test_the_latest_times_wherever_the_commits_are(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "run", range(6))
+    for index in range(6):
+        age(store.location, f"commits/{unit_id(index)}*", 100.0 * (index + 1))
+    loose = store.snapshot()
+    expected = [loose.times()[unit_id(index)] for index in (2, 1, 0)]
+    since = loose.times()[unit_id(4)]
+    assert since is not None
+    compact(store.location, 0)
+    commit(store, [6])
+    after = store.snapshot()
+    assert loose.latest_times(since, 3) == expected
+    assert after.latest_times(since, 3) == [*expected[1:], after.times()[unit_id(6)]]
+    assert len(after.latest_times(since, 100)) == 5
+    assert after.latest_times(after.times()[unit_id(6)] or since, 3) == []
 
 
 def test_a_manifest_counts_against_a_lower_one_and_against_later_commits(tmp_path: Path) -> None:

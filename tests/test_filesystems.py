@@ -50,6 +50,7 @@ def memory() -> Directory:
         (f"gs://anonymous@bucket/run?{ENDPOINT}", "gcs", "bucket/run"),
         ("gs://bucket/run/", "gcs", "bucket/run"),
         ("abfss://container@account.dfs.core.windows.net/run", "abfs", "container/run"),
+        (f"s3://bucket/a:b/c@d?{ENDPOINT}", "s3", "bucket/a:b/c@d"),
         ("memory://a/b/", "py::fsspec+memory", "/a/b"),
         ("dir::file:///tmp/x", "py::fsspec+('file', 'local')", "/tmp/x"),
     ],
@@ -128,6 +129,7 @@ def test_locations_that_cannot_be_opened(location: str, message: str) -> None:
     [
         "s3://KEY:HIDDEN@bucket/run",
         "s3://HIDDEN@bucket/run",
+        "s3://KEY:HID/HIDDEN/DEN@bucket/run",
         "simplecache::s3://KEY:HIDDEN@bucket/run",
         "s3://bucket/run?access_key=HIDDEN&secret_key=HIDDEN",
         "s3://bucket/run?region=eu-west-1&session_token=HIDDEN",

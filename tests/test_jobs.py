@@ -30,6 +30,8 @@ from raysense.errors import UsageError
 from raysense.options import RunOptions
 from raysense.references import absolute_reference
 from raysense.scans import absolute_kind
+from raysense.scans.ablations import AblationsSpec
+from raysense.scans.directions import DirectionsSpec
 from raysense.semantics.shapes import absolute_shapes
 from raysense.studies.imagenet_influence import run_imagenet_influence
 from raysense.studies.study import Workspace
@@ -150,11 +152,11 @@ def test_submitted_stopped_and_submitted_again(
 ) -> None:
     # One whose scan fails runs beside it.
     broken = ["--out", str(tmp_path / "broken"), "--model", "zoo.py:broken", "--limit", "1", "--max-attempts", "1"]
-    failing = head.start(*submission(checkout, "broken", *broken, "--workers", "1"))
+    failing = head.start(*submission(checkout, "broken", *broken, "--workers", "1", "--worker-cpus", "1"))
     out = tmp_path / "out"
     gate = tmp_path / "gate"  # until it is there, the network is slow
     arguments = ["--out", str(out), "--model", f"zoo.py:slow?gate={gate}", "--target", "input;layer", "--limit", "12"]
-    arguments += ["--unit-size", "1", "--workers", "1", "--batch-size", "1"]
+    arguments += ["--unit-size", "1", "--workers", "1", "--worker-cpus", "1", "--batch-size", "1"]
     running = head.start(*submission(checkout, "first", *arguments))
     wait_for(lambda: committed(out / "slow") >= 2, timeout=150)
     stopped = head.start("stop", "first")
@@ -225,7 +227,9 @@ def test_jobs_end_to_end(
     monkeypatch.setattr("raysense.studies.study.write_report", lambda *given, **named: [])
     main = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]
     common = ["--model", "digits", "--data", "digits", "--split", "test", "--limit", "5"]
-    done = CliRunner().invoke(main, [*common, "--out", str(tmp_path), "--workers", "1", "--quiet", *arguments])
+    done = CliRunner().invoke(
+        main, [*common, "--out", str(tmp_path), "--workers", "1", "--worker-cpus", "1", "--quiet", *arguments]
+    )
     assert done.exit_code == 0, done.output
     for title in (*titles, "Throughput", "report  "):
         assert title in done.stdout
@@ -265,6 +269,16 @@ def test_both_objectives_are_two_scans(tmp_path: Path, monkeypatch: pytest.Monke
         ),
         ("imagenet_influence", ["--method", "exakt"], "argument 'method' is 'exakt'"),
         ("imagenet_significance", ["--ood", "digits"], "ood 'digits' has no name; write NAME=REFERENCE"),
+        (
+            "imagenet_significance",
+            ["--model", "zoo/digits-v2.pt2", "--ood", "v2=digits"],
+            "ood 'v2': with model digits it makes a name that is taken",
+        ),
+        (
+            "imagenet_significance",
+            ["--model", "zoo/digits-a.pt2", "--ood", "a-b=digits", "--ood", "b=digits"],
+            "ood 'b': with model digits-a it makes a name that is taken",
+        ),
     ],
 )
 def test_jobs_refuse_first(
@@ -328,6 +342,10 @@ def test_paths_in_a_job_mean_the_same_in_every_copy(job: Path) -> None:
     assert absolute_reference("parquet:s3://bucket/x", "data") == "parquet:s3://bucket/x"
     assert absolute_shapes("sub") == "folder:./sub"
     assert absolute_kind("plug.py:Scan") == "./plug.py:Scan"
+    for spec in (AblationsSpec, DirectionsSpec):
+        fields = {"model": "digits", "data": "digits"} if spec is DirectionsSpec else {}
+        assert spec(of="runs/x", **fields).of == "./runs/x"
+        assert spec(of="s3://bucket/x?region=us-east-1", **fields).of == "s3://bucket/x?region=us-east-1"
     with pytest.raises(
         UsageError, match=r"path '\.\./w\.pt' leads out of the job's working directory.*; move the file"
     ):

@@ -144,6 +144,51 @@ def test_foreign_and_damaged_claims(local: Directory, monkeypatch: pytest.Monkey
         assert len(list(local.list(CLAIMS))) == 4
 
 
+@pytest.mark.parametrize("error", [OSError("the network blinked"), KeyboardInterrupt()])
+def test_who_fails_to_take_the_directory_leaves_no_claim(
+    memory: Directory, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Directory, folder: str) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "list", failing)
+        with pytest.raises((UsageError, KeyboardInterrupt)), DriverLock(memory):
+            pass
+    assert read_claims(memory) == []
+    with DriverLock(memory):
+        pass
+
+
+def test_a_claim_that_could_not_be_withdrawn_does_not_hold(memory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Directory, file: str) -> None:
+        raise OSError("the network blinked")
+
+    with monkeypatch.context() as patch, DriverLock(memory):
+        patch.setattr(Directory, "delete", failing)
+    assert len(read_claims(memory)) == 1
+    assert running(memory) is None
+    with DriverLock(memory):
+        assert len(read_claims(memory)) == 1
+
+
+def test_a_claim_that_is_renewed_while_it_is_read(local: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store, where its size is asked for first, a longer one is then cut off."""
+    claim(local)
+    reads, read = iter([12]), Directory.read
+    monkeypatch.setattr(Directory, "read", lambda self, file: read(self, file)[: next(reads, None)])
+    assert (running(local) or {})["pid"] == 1
+
+
+@pytest.mark.parametrize("said", [{"pid": -1}, {"pid": 10**40}, {"process_started": 1e300}, {"taken": 1e300}])
+def test_claims_of_this_machine_that_say_what_cannot_be(local: Directory, said: dict[str, object]) -> None:
+    claim(local, **{"host": locks.host_identity(), **said})
+    holder = running(local)
+    assert holder is None or holder["taken"] == 0
+    claim(local, **said)
+    assert (running(local) or {})["taken"] in (0.0, 7.0)
+
+
 def test_compacting_excludes_only_compacting(memory: Directory) -> None:
     with DriverLock(memory), DriverLock(memory, purpose="compact"):
         with pytest.raises(UsageError, match="is being compacted by another driver"), DriverLock(memory, "compact"):

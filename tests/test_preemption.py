@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import subprocess
@@ -200,3 +201,18 @@ def test_a_service_that_is_not_there_is_asked_on(fake: Fake, caplog: pytest.LogC
     threading.Timer(0.3, lambda: setattr(metadata, "_endpoint", fake.url)).start()
     assert watch(metadata, 0.02).reason == "GCP preempts this machine"
     assert len(caplog.records) == 1, "said once"
+
+
+def test_what_is_no_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["[]", '{"action": 3}', '{"action": "stop", "time": 7}', "no", http.client.BadStatusLine("?")])
+    good = '{"action": "stop", "time": "2026-01-01T08:22:00Z"}'
+
+    def answer(self: Aws, path: str) -> str:
+        found = next(answers, good)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(Aws, "_read", answer)
+    monkeypatch.setattr("raysense.engine.preemption._LONGEST_PAUSE", 0.01)
+    assert watch(Aws("http://127.0.0.1:9"), 0.01).deadline == 1767255720.0

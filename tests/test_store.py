@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysense.errors import UsageError
-from raysense.store.files import Directory
+from raysense.errors import RaysenseError, UsageError
+from raysense.store.files import Directory, Entry
 from raysense.store.naming import table_file
 from raysense.store.store import Store
 
@@ -95,6 +96,63 @@ def test_who_slept_while_it_committed_writes_again_what_was_removed(
     monkeypatch.setattr("raysense.store.store._SLOW_COMMIT_SECONDS", -1.0)
     store.commit("u1", {"a": LISTING, "b": LISTING}, {})
     assert [store.directory.read_table(*store.snapshot().files(name)).num_rows for name in ("a", "b")] == [2, 2]
+
+
+def test_who_slept_before_the_commit_writes_again_what_was_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(self: Directory, file: str, document: object) -> None:
+        self.delete(table_file("a", "u1", TOKEN))
+        monkeypatch.setattr("raysense.store.store._SLOW_COMMIT_SECONDS", -1.0)
+        write(self, file, document)
+
+    write = Directory.write_json
+    monkeypatch.setattr(Directory, "write_json", late)
+    store.commit("u1", {"a": LISTING, "b": LISTING}, {}, TOKEN)
+    assert [store.directory.read_table(*store.snapshot().files(name)).num_rows for name in ("a", "b")] == [2, 2]
+
+
+def test_failures_that_are_forgotten_while_they_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for unit in ("u1", "u2", "u3"):
+        store.write_attempts(unit, [{"attempt": 1, "error": unit}])
+        store.write_failure(unit, [{"attempt": 1, "error": unit}])
+    store.commit("u3", {"a": LISTING}, {})
+    names = Directory.list
+
+    def forgotten(self: Directory, folder: str) -> Iterator[Entry]:
+        listed = list(names(self, folder))
+        if folder == "failures":
+            store.clear_failure("u1")
+        return iter(listed)
+
+    monkeypatch.setattr(Directory, "list", forgotten)
+    assert [record["unit"] for record in store.failures()] == ["u2"]
+    assert [record["unit"] for record in store.failures(store.snapshot())] == ["u2"]
+    assert list(store.attempts()) == ["u1", "u2", "u3"]
+
+
+@pytest.mark.parametrize("content", ["{", "[3]", "7", '{"unit": "u2", "attempts": [{"error": ""}]}', "[" * 100_000])
+def test_records_that_are_none(store: Store, content: str) -> None:
+    for folder, read in {"failures": store.failures, "attempts": store.attempts}.items():
+        store.directory.write(f"{folder}/u1.json", content.encode())
+        with pytest.raises(RaysenseError, match=r"u1\.json is .*; remove it"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("units", "x"), ("items", 1e300), ("unit_size", -1), ("items", 10**40), ("units", None)]
+)
+def test_a_document_with_numbers_that_are_none(store: Store, key: str, value: object) -> None:
+    store.directory.write_json("scan.json", {**store.document(), key: value})
+    with pytest.raises(UsageError, match="stands where a count belongs"):
+        Store.open(store.location)
+
+
+@pytest.mark.parametrize("schemas", [[], {"a": 3}, {"a": "AAAA"}, {"a": "/////wAAAAA="}, {"../a": ""}, None])
+def test_schemas_that_are_none(store: Store, schemas: object) -> None:
+    store.directory.write_json("scan.json", {**store.document(), "schemas": schemas})
+    with pytest.raises(RaysenseError, match=r"scan\.json: .*; start a new scan"):
+        Store.open(store.location).schemas()
 
 
 def test_a_failed_write_leaves_no_trace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

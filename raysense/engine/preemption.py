@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from http.client import HTTPException
 from typing import IO
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -36,7 +37,7 @@ GCP_SECONDS = 30.0
 _LOG = logging.getLogger("raysense.preemption")
 _HTTP_SECONDS = _CONNECT_SECONDS = 2.0
 _TOKEN_SECONDS = 21600
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 _HOOK_SECONDS = 10.0
 _HTTP = build_opener(ProxyHandler({}))  # the metadata service is never behind a proxy
 
@@ -126,7 +127,7 @@ def watch(metadata: Metadata, interval: float) -> Notice:
     while True:
         try:
             notice = metadata.notice()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             pause = min(_LONGEST_PAUSE, 2 * pause)
             if not failed:
                 _LOG.warning("the metadata service does not answer (%s: %s); asking on", type(error).__name__, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -16,10 +17,10 @@ from raysense.query.encoders import Encoder, write_arrow, write_csv, write_parqu
 from raysense.query.tables import ScanTables, open_scans
 from raysense.store.files import TEMPORARY_SUFFIX, Directory
 from raysense.store.reading import read_pieces
-from raysense.store.snapshot import Piece
+from raysense.store.snapshot import Selection
 
 Progress = Callable[[int, int], None]
-"""Called with how many pieces have been read, and how many there are."""
+"""Called with how many units of tables have been read, and how many there are."""
 
 _ENCODERS: dict[str, Encoder] = {"parquet": write_parquet, "csv": write_csv, "arrow": write_arrow}
 
@@ -36,7 +37,7 @@ def export_tables(
         location: Scan directory, finished or not.
         out: New or empty directory, local or a URI.
         format: ``parquet``, ``csv`` or ``arrow`` (`EXPORT_FORMATS`).
-        progress: Called after every piece (the file of a unit, some units of a part) with (pieces read, pieces in all).
+        progress: Called after every few units with (units read, units in all), a unit of two tables counted twice.
 
     Returns:
         Rows written, by table.
@@ -50,17 +51,14 @@ def export_tables(
     (scan,) = open_scans(location)
     target = Directory(out)
     _check_empty(target)
-    units = scan.store.snapshot().select()
-    pieces = {table: units.pieces(table) for table in scan.schemas}
-    total = sum(map(len, pieces.values()))
+    selection = scan.store.snapshot().select()
+    units = len(selection.units)
     rows: dict[str, int] = {}
-    done = 0
-    for table, schema in scan.schemas.items():
+    for done, (table, schema) in enumerate(scan.schemas.items()):
         documented = schema.with_metadata({**(schema.metadata or {}), b"raysense": json.dumps(scan.document).encode()})
-        step = None if progress is None else _offset(progress, done, total)
+        step = None if progress is None else _offset(progress, done * units, len(scan.schemas) * units)
         with _published(target, f"{table}.{format}") as stream:
-            rows[table] = _ENCODERS[format](documented, _batches(scan, table, pieces[table], step), stream)
-        done += len(pieces[table])
+            rows[table] = _ENCODERS[format](documented, _batches(scan, table, selection, step), stream)
     return rows
 
 
@@ -80,18 +78,26 @@ def _offset(progress: Progress, done: int, total: int) -> Callable[[int], None]:
 
 
 def _batches(
-    scan: ScanTables, table: str, pieces: list[Piece], progress: Callable[[int], None] | None
+    scan: ScanTables, table: str, selection: Selection, progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of a table in the order of the units."""
-    read = read_pieces(scan.store.directory, pieces, scan.schemas[table])
-    for number in range(1, len(pieces) + 1):
+    """Rows of a table in the order of the units, which are sorted."""
+    units, done, lost = selection.units, 0, False
+    while True:
+        pieces = selection.part(done, len(units)).pieces(table)
         try:
-            _, rows = next(read)
+            for piece, rows in read_pieces(scan.store.directory, pieces, scan.schemas[table]):
+                yield from rows.to_batches()
+                done, lost = bisect_right(units, piece.units[-1]), False
+                if progress is not None:
+                    progress(done)
+            if progress is not None and done < len(units):  # the last units have no rows
+                progress(len(units))
+            return
         except (pa.ArrowException, OSError) as error:
-            raise RaysenseError(f"table {table} of {scan.store.location!r} cannot be read: {error}") from error
-        yield from rows.to_batches()
-        if progress is not None:
-            progress(number)
+            # Compacted since the snapshot was taken, so long ago that what this superseded is removed.
+            if lost or not isinstance(error, FileNotFoundError):
+                raise RaysenseError(f"table {table} of {scan.store.location!r} cannot be read: {error}") from error
+            selection, lost = scan.store.snapshot().select(units), True
 
 
 @contextmanager

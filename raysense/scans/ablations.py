@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, field_validator
 
 from raysense.scans.base import Computer, Prepared, Scan, ScanSpec
+from raysense.working_directory import kept_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +27,7 @@ class AblationsSpec(ScanSpec):
     def _absolute_directory(cls, value: str) -> str:
         from raysense.store.files import Directory
 
-        return Directory(value, argument="of").location
+        return kept_path(Directory(value, argument="of").location)
 
 
 class AblationsScan(Scan):

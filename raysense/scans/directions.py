@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from raysense.scans.base import Computer, Prepared, Scan
 from raysense.scans.bounded import CurvedSpec
 from raysense.scans.sampled import none_or_some
+from raysense.working_directory import kept_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +39,7 @@ class DirectionsSpec(CurvedSpec):
     def _absolute_directory(cls, value: str) -> str:
         from raysense.store.files import Directory
 
-        return Directory(value, argument="of").location
+        return kept_path(Directory(value, argument="of").location)
 
     @field_validator("noise", mode="before")
     @classmethod

@@ -54,14 +54,14 @@ def clean(store: Store, published: int, grace: float, check: Callable[[], None])
     """
     directory = store.directory
     now = _time(directory)
-    at_once = grace == 0 and running(directory) is None
+    at_once = grace == 0 and running(directory, now) is None
     names = manifests_in(directory)
     aged = [name for name, entry in names if now - changed(entry) >= grace and (at_once or name.number < published)]
     latest = store.manifest()
     # Readers that opened within the grace know this manifest or a later one.
     reference = _manifest(directory, aged[-1], latest) if aged else Manifest.empty()
     with ThreadPoolExecutor(threads_for(directory), "raysense-clean") as pool:
-        cleaner = _Cleaner(store, latest, reference, pool, check)
+        cleaner = _Cleaner(store, latest, reference, pool, check, now)
         cleaner.manifests([name for name, _ in names])
         cleaner.parts()
         cleaner.units(now - max(grace, LITTER_SECONDS))
@@ -88,7 +88,13 @@ class _Cleaner:
     """
 
     def __init__(
-        self, store: Store, latest: Manifest, reference: Manifest, pool: ThreadPoolExecutor, check: Callable[[], None]
+        self,
+        store: Store,
+        latest: Manifest,
+        reference: Manifest,
+        pool: ThreadPoolExecutor,
+        check: Callable[[], None],
+        now: float,
     ) -> None:
         self.removed = self.superseded = 0
         self._directory = store.directory
@@ -96,6 +102,7 @@ class _Cleaner:
         self._latest, self._reference = latest, reference
         self._pool = pool
         self._check = check
+        self._now = now
 
     def manifests(self, names: Sequence[ManifestName]) -> None:
         """Manifests, in rising order: those before the reference."""
@@ -130,7 +137,7 @@ class _Cleaner:
         known, gone = self._states(entries)
         self._remove(commit_file(*entries[index][:2]) for index in np.flatnonzero(gone))
         self.superseded += int((known & ~gone).sum())
-        if litter and running(self._directory) is None:
+        if litter and running(self._directory, self._now) is None:
             committed = {(unit, token) for unit, token, _ in entries}
             self._remove(table_file(*file) for file in litter if file[1:] not in committed)
 

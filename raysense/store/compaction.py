@@ -19,7 +19,7 @@ import pyarrow as pa
 from raysense.errors import RaysenseError, first_line
 from raysense.store.cleaning import Cleaned, clean
 from raysense.store.lock import DriverLock
-from raysense.store.manifests import Manifest, Part, manifest_schema
+from raysense.store.manifests import Manifest, Part, manifest_schema, whole
 from raysense.store.naming import ManifestName, PartName, new_token
 from raysense.store.parts import PartWriter, publish_part, unswept
 from raysense.store.reading import read_pieces, threads_for
@@ -144,7 +144,9 @@ class _Compactor:
         with ThreadPoolExecutor(threads_for(self._directory), "raysense-compact") as pool:
             while True:
                 small = [number for number, part in enumerate(snapshot.manifest.parts) if 2 * part.size < PART_BYTES]
-                merged = small if len(small) > _MOST_SMALL else []
+                # What one round wrote stays as it is: rows that compress well make parts that are small and full.
+                rounds = {snapshot.manifest.parts[number].name.number for number in small}
+                merged = small if len(rounds) > _MOST_SMALL else []
                 new = sorted(snapshot.loose)[:_ROUND_UNITS]
                 if not new and not merged:
                     return before, snapshot
@@ -245,5 +247,7 @@ def _chunks(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _count(record: Mapping[str, Any], key: str) -> int | None:
-    value = record.get(key)
-    return value if isinstance(value, int) and value >= 0 else None
+    try:
+        return whole(record.get(key))
+    except ValueError:
+        return None

@@ -147,8 +147,11 @@ class Directory:
         return self._try(f"reading {relative}", read_at_once)
 
     def read_json(self, relative: str) -> Any:
-        """A JSON document; FileNotFoundError where there is none."""
-        return json.loads(self.read(relative))
+        """A JSON document; FileNotFoundError where there is none, ValueError where it is something else."""
+        try:
+            return json.loads(self.read(relative))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
     def write_table(self, relative: str, table: pa.Table, compression: str | None = "zstd") -> int:
         """Publish an Arrow IPC file; returns its size in bytes."""

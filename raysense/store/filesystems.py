@@ -42,8 +42,11 @@ _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _S3_SWITCHES = frozenset(
     {"allow_bucket_creation", "allow_bucket_deletion", "check_directory_existence_before_creation"}
 )
-_USER = re.compile(r"://([^/?#@]*)@")
-_SECRET = re.compile(r"secret|passw|token|credential|access_?key|account_?key|api_?key|signature|^sas|^sig$|^key$")
+_USER = re.compile(r"://([^/?#@]*|[^/?#@:]+:(?!\d+/)[^?#@]*)@")
+"""A user, also with a password that has slashes in it, as keys of AWS do; after a port there is a path."""
+_SECRET = re.compile(
+    r"secret|passw|token|credential|connection_?string|access_?key|account_?key|api_?key|signature|^sas|^sig$|^key$"
+)
 
 
 def open_filesystem(location: str, argument: str) -> tuple[pafs.FileSystem, str]:

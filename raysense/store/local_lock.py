@@ -64,7 +64,7 @@ def is_running(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
         return bool(abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # the last two: a claim may say anything
         return False
 
 

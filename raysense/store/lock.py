@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import threading
@@ -36,6 +37,11 @@ _MEETING_SECONDS = 10.0
 """How long drivers that meet sort out which of them takes the directory."""
 _PATIENCE = 20.0
 """Heartbeats are tried again for so long, s: later, the next one is due anyway."""
+_READS = 3
+_OWN: set[str] = set()
+"""Claims of this process that it has not withdrawn, though the file of one that it has may stay, where the store failed."""
+_LATEST_TIME = 2**33
+"""Times are below this, s since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Claim:
         """
         pid, started = self.document.get("pid"), self.document.get("process_started")
         if self.document.get("host") == host_identity() and isinstance(pid, int) and isinstance(started, int | float):
+            if pid == os.getpid() and _CLAIM.fullmatch(f"{self.owner}.json"):
+                return self.owner in _OWN
             return is_running(pid, started)
         if self.modified is not None:
             return (time.time() if now is None else now) - self.modified < STALE_SECONDS
@@ -154,8 +162,16 @@ class DriverLock:
     # -- taking it -----------------------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
+        try:
+            self._contend()
+        except BaseException:
+            self._withdraw()
+            raise
+
+    def _contend(self) -> None:
         deadline = time.monotonic() + _MEETING_SECONDS
         while True:
+            _OWN.add(self._owner)
             self._write(holding=False)
             rival = self._settle(deadline)
             if rival is None:
@@ -220,6 +236,7 @@ class DriverLock:
         )
 
     def _withdraw(self) -> None:
+        _OWN.discard(self._owner)
         try:
             self._directory.delete(f"{CLAIMS}/{self._owner}.json")
         except OSError as error:
@@ -259,8 +276,12 @@ def read_claims(directory: Directory, purpose: Purpose = "scan", unread: str = "
     return claims
 
 
-def running(directory: Directory) -> dict[str, Any] | None:
+def running(directory: Directory, now: float | None = None) -> dict[str, Any] | None:
     """What the live driver of a directory says; None where there is none.
+
+    Args:
+        directory: The scan directory.
+        now: The store's time; None to go by this machine's clock.
 
     Returns:
         Its ``host``, ``pid``, when it took the directory (``taken``) and last said so (``heartbeat``, both in seconds since
@@ -268,11 +289,13 @@ def running(directory: Directory) -> dict[str, Any] | None:
     """
     claims = [claim for claim in read_claims(directory) if claim.holding]
     earlier = _earlier_holder(directory)
-    holder = _first_alive([*claims, earlier] if earlier else claims, None)
+    holder = _first_alive([*claims, earlier] if earlier else claims, now)
     if holder is None:
         return None
     taken = holder.document.get("taken")
-    return {**holder.document, "taken": float(taken) if isinstance(taken, int | float) else 0.0}
+    if not (isinstance(taken, int | float) and 0 <= taken < _LATEST_TIME):
+        taken = 0.0
+    return {**holder.document, "taken": float(taken)}
 
 
 def _first_alive(claims: list[Claim], now: float | None) -> Claim | None:
@@ -291,10 +314,12 @@ def _earlier_holder(directory: Directory) -> Claim | None:
 
 
 def _read(directory: Directory, relative: str) -> dict[str, Any]:
-    try:
-        document = directory.read_json(relative)
-    except FileNotFoundError:
-        raise
-    except ValueError:
-        return {}
+    """What a claim says; empty where it cannot be read, as when it is renewed, longer than before, while it is read."""
+    document: Any = None
+    for _ in range(_READS):
+        try:
+            document = directory.read_json(relative)
+            break
+        except ValueError:
+            continue
     return document if isinstance(document, dict) else {}

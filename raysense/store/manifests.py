@@ -166,7 +166,7 @@ def read_manifest(directory: Directory, name: ManifestName) -> Manifest:
         table = directory.read_table(name.file)
         manifest = Manifest(name, _parts(table), table.replace_schema_metadata())
         _check(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise RaysenseError(
             f"{directory.location}/{name.file} is not a manifest that can be read ({first_line(error)}); restore it from a "
             "copy of the directory"
@@ -182,15 +182,16 @@ def _parts(table: pa.Table) -> tuple[Part, ...]:
 
 
 def _part(described: Mapping[str, Any]) -> Part:
-    number, index, size = (_whole(described[key]) for key in ("number", "index", "bytes"))
+    number, index, size = (whole(described[key]) for key in ("number", "index", "bytes"))
     batches: dict[str, tuple[int, ...]] = {}
     for table, rows in described["batches"].items():
         check_table(table)
-        batches[table] = tuple(_whole(count) for count in rows)
+        batches[table] = tuple(whole(count) for count in rows)
     return Part(PartName(number, index, str(described["token"])), size, batches)
 
 
-def _whole(value: object) -> int:
+def whole(value: object) -> int:
+    """A count that was read; ValueError where it is none."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
         raise ValueError(f"{value!r} stands where a count belongs")
     return value

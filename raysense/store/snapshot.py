@@ -99,7 +99,10 @@ class Snapshot:
     def latest_times(self, since: datetime, most: int) -> list[datetime]:
         """Times of the latest commits after a moment, sorted, at most so many."""
         times = self.manifest.table["committed"]
-        found = times.filter(pc.greater(times, pa.scalar(since, times.type))).to_pylist()
+        later = times.filter(pc.greater(times, pa.scalar(since, times.type)))
+        # As in `times`, and only as many as are wanted.
+        latest = np.sort(later.to_numpy().astype("M8[us]"))[-most:]
+        found = [moment.replace(tzinfo=UTC) for moment in latest.tolist()]
         found += [commit.time for commit in self.loose.values() if commit.time is not None and commit.time > since]
         return sorted(found)[-most:]
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 from raysense.errors import RaysenseError, UsageError, first_line
 from raysense.store.files import TEMPORARY_SUFFIX, Directory
 from raysense.store.lock import LEFTOVERS
-from raysense.store.manifests import Manifest, read_manifest
+from raysense.store.manifests import Manifest, read_manifest, whole
 from raysense.store.naming import (
     COMMITS,
     changed,
@@ -115,6 +115,9 @@ class Store:
             version = document["format"]
             if version in READ_VERSIONS and not document.keys() >= _DOCUMENT_KEYS:
                 raise KeyError(f"no {', '.join(sorted(_DOCUMENT_KEYS - document.keys()))}")
+            if version in READ_VERSIONS:
+                for key in ("unit_size", "units", "items"):
+                    whole(document[key])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"directory {directory.location!r} holds no scan (no {SCAN_FILE}); "
@@ -149,14 +152,14 @@ class Store:
         """Schemas of the tables as the scan wrote them; reading results runs no code of the scan.
 
         Raises:
-            RaysenseError: a table has a name that could lead out of the directory.
+            RaysenseError: there are none that can be read, or a table has a name that could lead out of the directory.
         """
-        schemas = decode_schemas(self.document()["schemas"])
-        for table in schemas:
-            try:
+        try:
+            schemas = decode_schemas(self.document()["schemas"])
+            for table in schemas:
                 check_table(table)
-            except ValueError as error:
-                raise RaysenseError(f"{self.directory.path(SCAN_FILE)}: {error}; start a new scan") from error
+        except (ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise RaysenseError(f"{self.directory.path(SCAN_FILE)}: {first_line(error)}; start a new scan") from error
         return schemas
 
     def listing(self) -> pa.Table:
@@ -193,17 +196,21 @@ class Store:
         self._attempted.add((unit, token))
         began = time.time()
         sizes = {name: self._write_rows(table_file(name, unit, token), table) for name, table in tables.items()}
-        if time.time() - began > _SLOW_COMMIT_SECONDS:
-            # Who slept so long may have been taken for dead, and a compaction have removed what no commit names.
-            for name, table in tables.items():
-                if not self.directory.exists(table_file(name, unit, token)):
-                    self._write_rows(table_file(name, unit, token), table)
+        self._write_again_if_slow(unit, tables, token, began)
         size = sum(sizes.values())
         rows = {name: table.num_rows for name, table in tables.items()}
         self.directory.write_json(
             commit_file(unit, token), {"unit": unit, "token": token, "rows": rows, "bytes": size, **record}
         )
+        self._write_again_if_slow(unit, tables, token, began)
         return size
+
+    def _write_again_if_slow(self, unit: str, tables: Mapping[str, pa.Table], token: str, began: float) -> None:
+        """Who slept so long may have been taken for dead, and a compaction have removed what no commit named then."""
+        if time.time() - began > _SLOW_COMMIT_SECONDS:
+            for name, table in tables.items():
+                if not self.directory.exists(table_file(name, unit, token)):
+                    self._write_rows(table_file(name, unit, token), table)
 
     def _write_rows(self, file: str, table: pa.Table) -> int:
         return self.directory.write_table(file, table, compression="zstd" if table.nbytes > _PLAIN_BYTES else None)
@@ -293,11 +300,17 @@ class Store:
         self.directory.write_json(f"attempts/{unit}.json", attempts)
 
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
-        """Charged attempts of every unit that had any."""
-        return {
-            entry.name.removesuffix(".json"): self.directory.read_json(f"attempts/{entry.name}")
-            for entry in self.directory.list("attempts")
-        }
+        """Charged attempts of every unit that had any, read by several threads.
+
+        Raises:
+            RaysenseError: a record is damaged.
+        """
+        names = [entry.name for entry in self.directory.list("attempts") if entry.name.endswith(".json")]
+        found = self._read_all([f"attempts/{name}" for name in names])
+        for name, attempts in zip(names, found, strict=True):
+            if attempts is not None and not _are_attempts(attempts):
+                raise RaysenseError(f"{self.location}/attempts/{name} is no list of attempts; remove it")
+        return {name.removesuffix(".json"): each for name, each in zip(names, found, strict=True) if each is not None}
 
     def write_failure(self, unit: str, attempts: list[dict[str, Any]]) -> None:
         """Record that a unit is given up on, with all its attempts and their tracebacks."""
@@ -309,17 +322,51 @@ class Store:
         check_unit(unit)
         self.directory.delete(f"failures/{unit}.json")
 
-    def failures(self) -> list[dict[str, Any]]:
-        """Failure records of units that are not committed."""
-        names = [entry.name for entry in self.directory.list("failures")]
-        if not names:
+    def failures(self, snapshot: Snapshot | None = None) -> list[dict[str, Any]]:
+        """Failure records of units that are not committed, read by several threads.
+
+        Args:
+            snapshot: What is committed; None takes a new one.
+
+        Raises:
+            RaysenseError: a record is damaged.
+        """
+        units = [entry.name[:-5] for entry in self.directory.list("failures") if entry.name.endswith(".json")]
+        if not units:
             return []
-        committed = self.snapshot()
-        return [
-            self.directory.read_json(f"failures/{name}")
-            for name in names
-            if name.removesuffix(".json") not in committed
-        ]
+        committed = snapshot or self.snapshot()
+        places = committed.manifest.places(units)
+        left = [unit for unit, place in zip(units, places, strict=True) if place < 0 and unit not in committed.loose]
+        found = self._read_all([f"failures/{unit}.json" for unit in left])
+        for unit, record in zip(left, found, strict=True):
+            if record is not None and not (
+                isinstance(record, dict)
+                and record.get("unit") == unit
+                and record.get("attempts")
+                and _are_attempts(record["attempts"])
+            ):
+                raise RaysenseError(f"{self.location}/failures/{unit}.json is no record of a failure; remove it")
+        return [record for record in found if record is not None]
+
+    def _read_all(self, files: list[str]) -> list[Any]:
+        """JSON documents; None for those that were removed meanwhile."""
+
+        def read(file: str) -> Any:
+            try:
+                return self.directory.read_json(file)
+            except FileNotFoundError:
+                return None
+            except ValueError as error:
+                raise RaysenseError(f"{self.location}/{file} is damaged ({first_line(error)}); remove it") from error
+
+        with ThreadPoolExecutor(threads_for(self.directory), "raysense-records") as pool:
+            return list(for_each(self.directory, pool, read, files))
+
+
+def _are_attempts(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(attempt, dict) and isinstance(attempt.get("error"), str) for attempt in value
+    )
 
 
 def encode_schemas(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from raysense.errors import UsageError
 from raysense.scans.significance import SignificanceSpec
 from raysense.studies.imagenet import ImagenetOptions, show_cost
 from raysense.studies.study import Workspace, model_names, named_references, quoted
@@ -72,14 +73,17 @@ def run_imagenet_significance(
     """
     study = validated(ImagenetSignificanceOptions, options)
     workspace = Workspace(out, run, quiet, kind="significance")
+    models = model_names(study.model)
     others = named_references(study.ood)
     how = {name: getattr(study, name) for name in ("threshold", "positions", "per_class")}
     fixed = {**study.sampled(), **how, "layers": study.layers or ()}
     scans: dict[str, dict[str, Any]] = {}
     pairs: dict[str, tuple[str, str]] = {}
-    for name, model in model_names(study.model).items():
+    for name, model in models.items():
         scans[name] = {"model": model, **fixed}
         for other, data in others.items():
+            if f"{name}-{other}" in {**models, **scans}:
+                raise UsageError(f"ood {other!r}: with model {name} it makes a name that is taken; choose another one")
             scans[f"{name}-{other}"] = {"model": model, **fixed, "data": data, "split": ()}
             pairs[f"{name}-{other}"] = (name, other)
     directories = workspace.scan_all(scans)
