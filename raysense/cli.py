@@ -226,7 +226,7 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
         click.echo(
             f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
         )
-    return FAILED if outcome.failed or (outcome.items and outcome.bad_items == outcome.items) else 0
+    return FAILED if not outcome.complete or (outcome.items and outcome.bad_items == outcome.items) else 0
 
 
 def _is_scan(text: str) -> bool:

@@ -48,7 +48,9 @@ class RunOptions(BaseModel):
     )
     address: str | None = Field(None, description="address of a running Ray cluster, or auto; none starts Ray locally")
     unit_timeout: float | Literal["auto"] = Field(
-        "auto", description="seconds after which a unit counts as hung; auto: 50 times the median, at least 10 minutes"
+        "auto",
+        description="seconds after which a unit counts as hung; auto: 50 times the median, at least 10 minutes "
+        "(before ten units are done 200 times the slowest, at least an hour; before the first, never)",
     )
     max_attempts: int = Field(3, ge=1, description="attempts of a unit that raises, before it is given up on")
     max_losses: int = Field(5, ge=1, description="worker processes a unit may take down before it is given up on")

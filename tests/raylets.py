@@ -120,6 +120,7 @@ class AutoscaledHead:
         environment = {
             **os.environ,
             "RAY_FAKE_CLUSTER": "1",
+            "RAY_AUTH_MODE": "disabled",  # else it asks for a token where the home directory has one
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "RAY_USAGE_STATS_ENABLED": "0",

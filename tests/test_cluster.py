@@ -127,9 +127,10 @@ def test_an_autoscaler_brings_machines_and_takes_them_back(tmp_path: Path, short
         head.shutdown()
 
 
-def test_prometheus_scrapes_a_live_scan(tmp_path: Path) -> None:
+def test_prometheus_scrapes_a_live_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it leaves a token in the home directory, and in this process
     (port,) = free_ports(1)
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
@@ -195,7 +196,14 @@ def test_a_slow_unit_is_computed_twice_near_the_end(tmp_path: Path) -> None:
 def test_strangers_cannot_use_a_local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray listens on all interfaces; without the token of this process nobody gets in, and none is left in the home."""
     import ray
+    from ray._raylet import (  # type: ignore[attr-defined]
+        AuthenticationMode,
+        AuthenticationTokenLoader,
+        get_authentication_mode,
+    )
 
+    for name in ("MODE", "TOKEN", "TOKEN_PATH"):
+        monkeypatch.delenv(f"RAY_AUTH_{name}", raising=False)
     with tempfile.TemporaryDirectory() as home:
         monkeypatch.setenv("HOME", home)
         with cluster(RunOptions()):
@@ -209,4 +217,8 @@ def test_strangers_cannot_use_a_local_ray(monkeypatch: pytest.MonkeyPatch) -> No
             assert "AuthenticationError" in tried.stderr
             assert tried.stdout == ""
             assert ray.get_runtime_context().get_node_id()
+        # Else no cluster without a token, or with one of its own, would let this process in afterwards.
+        assert not [name for name in os.environ if name.startswith("RAY_AUTH")]
+        assert get_authentication_mode() != AuthenticationMode.TOKEN
+        assert not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
         assert not list(Path(home).rglob("*token*"))

@@ -216,6 +216,7 @@ def test_units_that_are_smaller_than_their_most_are_no_lack_of_time() -> None:
         ("--gpus 2 --format xml", "format 'xml' is unknown; choose one of table, json"),
         ("--gpus 2 --figure x.jpg", "figure 'x.jpg' must end with .png, .pdf, .svg"),
         ("--gpus 2 --figure nowhere/x.png", "in a folder that does not exist"),
+        ("--gpus 2 --items 0", "the scan has no samples"),
         ("--gpus 2 --items many", "argument 'items' is 'many'"),
         ("--gpus 2 --device cuda", "no CUDA device"),
         ("--gpus 2 --address 127.0.0.1:1", "no Ray cluster answers"),

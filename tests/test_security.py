@@ -133,6 +133,112 @@ def test_exported_programs_cannot_evaluate(program: Path, tmp_path: Path, mark: 
     assert not mark.exists()
 
 
+def renamed(old: str, new: str) -> Callable[[str, bytes], bytes]:
+    """Another text in the graph of a program."""
+    return lambda name, data: (
+        data.replace(json.dumps(old).encode(), json.dumps(new).encode()) if name.endswith("model.json") else data
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("input", "input={code}", "its name .* is not one that torch.export gives"),
+        ("relu", "relu={code};relu", "its name .* is not one"),
+        ("0.weight", '0").weight, {code}, getattr(self, "0', "its parameter_name .* is not one"),
+        ("torch.ops.aten.relu.default", "torch.os.mkdir", "its target .* is not one"),
+        ("torch.ops.aten.relu.default", "_operator.methodcaller", "its target .* is not one"),
+        (
+            '[1, {"type": null, "context": null, "children_spec": []}]',
+            '[1, {"type": "builtins.dict", "context": "[{\\"__enum__\\": true, \\"fqn\\": \\"evil:X\\"}]", '
+            '"children_spec": []}]',
+            "structure .* is more than tuples, lists and dictionaries",
+        ),
+    ],
+)
+def test_names_in_exported_programs_are_no_code(
+    program: Path, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, why: str
+) -> None:
+    """Torch writes names into source code, and imports what the structure of the output names."""
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    new = new.replace("{code}", f"__import__('os').mkdir({str(mark)!r})")
+    refused(changed(program, tmp_path / "a.pt2", renamed(old, new)), why)
+    assert not mark.exists()
+
+
+def test_texts_of_guards_stay_texts(program: Path, tmp_path: Path, mark: Path) -> None:
+    """Torch puts them into the message of an assertion, in quotation marks that they could end."""
+    code = list(f"__import__('os').mkdir({str(mark)!r})".encode())
+    guard = json.dumps(f"""L['input'].size()[0] <= 64 and '", exec(bytes({code})), "' != 'a'""").encode()
+
+    def guarded(name: str, data: bytes) -> bytes:
+        return re.sub(rb'"guards_code": *\[[^\]]*\]', lambda _: b'"guards_code": [' + guard + b"]", data)
+
+    refused(changed(program, tmp_path / "a.pt2", guarded), "more than a comparison")
+    assert not mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_shows_everybody_the_same(program: Path, tmp_path: Path, mark: Path) -> None:
+    """Torch's reader finds members whatever their capital letters, and others read other parts of a file."""
+    buffer = io.BytesIO()
+    torch.save(Payload(mark), buffer)
+    hostile = buffer.getvalue()
+
+    def built(name: str, member: Callable[[str, bytes], dict[str, bytes]]) -> str:
+        with zipfile.ZipFile(program) as old, zipfile.ZipFile(tmp_path / name, "w") as new:
+            for each in old.namelist():
+                for inner, data in member(each, old.read(each)).items():
+                    new.writestr(inner, data)
+        return str(tmp_path / name)
+
+    def capital(name: str, data: bytes) -> dict[str, bytes]:
+        return {name.replace("model.pt", "model.PT"): hostile} if "sample_inputs" in name else {name: data}
+
+    def both(name: str, data: bytes) -> dict[str, bytes]:
+        return {name: data, name.replace("model.pt", "MODEL.pt"): hostile} if "sample_inputs" in name else {name: data}
+
+    refused(built("a.pt2", capital), "neither a graph nor a tensor")
+    refused(built("b.pt2", both), "two members of the same name")
+    refused(built("c.pt2", lambda name, data: {name: data, "other/version": b"8.1"}), "is damaged|not the same")
+    # The same file with a second table of contents, to which the end record points: Python reads the one before the end.
+    good, bad = program.read_bytes(), Path(built("d.pt2", lambda name, data: {name: hostile})).read_bytes()
+    (tmp_path / "e.pt2").write_bytes(bad + good)
+    refused(str(tmp_path / "e.pt2"), "is refused")
+    (tmp_path / "f.pt2").write_bytes(good[: len(good) // 2])
+    refused(str(tmp_path / "f.pt2"), "not a torch.export file|is damaged")
+    assert not mark.exists()
+
+
+def test_what_networks_need_is_not_refused(tmp_path: Path) -> None:
+    """Tied weights, buffers, constants, subgraphs, guards, einsum, names that are no identifiers, extra files."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"conv-1": nn.Linear(64, 64), "a b": nn.Linear(64, 64)})
+            self.parts["a b"].weight = self.parts["conv-1"].weight
+            self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+            self.constant = torch.ones(64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._check(x.shape[0] <= 4096)
+            flat = self.parts["a b"](self.parts["conv-1"](x.flatten(1))) * self.scale + self.constant
+            with torch.no_grad():
+                factor = flat.abs().mean()
+            mixed = torch.einsum("ni,ij->nj", flat, torch.eye(64))
+            turned: torch.Tensor = torch.cond(factor > 0, torch.sin, torch.cos, (mixed,))
+            return turned.reshape(x.shape[0], 4, -1).sum(-1)
+
+    network = Network().eval()
+    shapes = ({0: torch.export.Dim("batch", min=2, max=4096)},)
+    exported = torch.export.export(network, (torch.rand(4, 1, 8, 8),), dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "model.pt2", extra_files={"note.txt": "trained on Tuesday"})
+    images = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(load_model(str(tmp_path / "model.pt2")).module(images), network(images))
+
+
 def test_checkpoints_hold_weights_only(tmp_path: Path, mark: Path) -> None:
     torch.save({"state_dict": Payload(mark)}, tmp_path / "w.pt")
     factory = tmp_path / "net.py"

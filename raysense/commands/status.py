@@ -52,10 +52,10 @@ def describe(directory: str, now: Status) -> str:
         left = "" if now.seconds_left is None else f", about {clock(now.seconds_left)} left"
         lines.append(f"rate     {now.rate:.3g} {now.noun}/s{left}")
     if now.driver is not None and now.driver.progress:
-        counts = now.driver.progress
+        names = ("workers_busy", "workers_ready", "workers_requested", "units_waiting")
+        busy, ready, requested, waiting = (now.driver.progress.get(name, "?") for name in names)
         lines.append(
-            f"workers  {counts['workers_busy']} busy, {counts['workers_ready']} ready, {counts['workers_requested']} "
-            f"requested; {counts['units_waiting']} units wait; driver {now.driver.name}"
+            f"workers  {busy} busy, {ready} ready, {requested} requested; {waiting} units wait; driver {now.driver.name}"
         )
     for record in now.failed:
         error = record["attempts"][-1]["error"]

@@ -7,7 +7,7 @@ import sys
 import ray
 
 from raysense.engine.crew import Reply
-from raysense.engine.events import event_line
+from raysense.engine.events import event_line, write_line
 from raysense.engine.metrics import WorkerMetrics
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions
@@ -41,5 +41,5 @@ class WorkerActor(Worker):
             bytes=reply.size,
             error=reply.error or None,
         )
-        print(line, file=sys.stderr, flush=True)
+        write_line(sys.stderr, line)
         return reply

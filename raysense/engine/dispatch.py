@@ -11,12 +11,13 @@ from raysense.engine.ledger import Journal, Ledger
 from raysense.engine.observers import Observer
 from raysense.engine.pace import Pace
 from raysense.engine.roster import Member, Roster
+from raysense.engine.starts import Starts
 from raysense.engine.unit_queue import UnitQueue
-from raysense.errors import ScanFailed
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans.base import Unit
 
-_STARTS_WITHOUT_SUCCESS = 3
+_FAILURES_IN_A_ROW = 2
+_REST_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
 
@@ -59,8 +60,7 @@ class Dispatcher:
         self._queue = UnitQueue(())
         self._roster = Roster()
         self._hired = 0
-        self._failed_starts = 0
-        self._start_error = ""
+        self._starts = Starts()
         self._next_check = 0.0
 
     def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> list[str]:
@@ -75,38 +75,41 @@ class Dispatcher:
         """
         self._queue = UnitQueue(units)
         deadline: float | None = None
+        roster = self._roster
         try:
             while self._queue.open:
                 now = self._crew.now()
                 if stop():
                     deadline = now + _STOP_SECONDS if deadline is None else deadline
                     self._wind_down()
-                    if not len(self._roster) or now > deadline:
+                    if not len(roster) or now >= deadline:
                         break
                 else:
-                    self._hire()
-                    while self._queue.waiting and (idle := self._roster.first_idle()) is not None:
+                    self._hire(now)
+                    while self._queue.waiting and (idle := roster.first_idle()) is not None:
                         self._fill(idle)
-                    if now >= self._next_check:
-                        self._check(now)
-                roster = self._roster
                 self._observer.state(self._queue.waiting, roster.n_busy, roster.ready, len(roster))
-                for event in self._crew.wait(min(self._crew.poll, max(0.0, self._next_check - now))):
+                wake = self._next_check if deadline is None else deadline
+                events = self._crew.wait(min(self._crew.poll, max(0.0, wake - now)))
+                # As of now all is known that happened: the driver may have been held up since it looked last.
+                now = self._crew.now()
+                for event in events:
                     self._handle(event)
+                if deadline is None and now >= self._next_check:
+                    self._check(now)
         finally:
-            for member in self._roster:
+            for member in roster:
                 self._dismiss(member)
+            self._observer.state(self._queue.waiting, 0, 0, 0)
         return self._ledger.given_up
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def _hire(self) -> None:
-        if self._failed_starts >= _STARTS_WITHOUT_SUCCESS:
-            if not len(self._roster):
-                raise ScanFailed(f"no worker could be started: {self._start_error}")
-            return  # go on with those that started, or still may
-        wanted = min(self._wanted, self._queue.waiting + self._roster.n_busy)
-        while self._roster.active < wanted:
+    def _hire(self, now: float) -> None:
+        roster = self._roster
+        self._starts.check(now, roster.ready, len(roster))
+        wanted = min(self._wanted, self._queue.waiting + roster.n_busy)
+        for _ in range(self._starts.permitted(now, max(0, wanted - roster.active))):
             self._hired += 1
             member = Member(f"w{self._hired}")
             self._roster.add(member)
@@ -132,13 +135,12 @@ class Dispatcher:
             return
         member.ready = True
         self._roster.sort(member)
-        self._failed_starts = 0
+        self._starts.succeeded()
         self._observer.opened(member.name, event.node)
         self._fill(member)
 
     def _refused(self, member: Member, problem: str, counts: bool) -> None:
-        self._failed_starts += counts
-        self._start_error = problem
+        self._starts.failed(self._crew.now(), problem, counts)
         self._observer.refused(member.name, problem)
         self._dismiss(member)
 
@@ -243,19 +245,48 @@ class Dispatcher:
         self._queue.unhold(unit, member.name)
         self._roster.sort(member)
         member.began = self._crew.now()
+        member.failures = 0 if reply.committed else member.failures + 1
         if reply.committed:
             self._pace.add(unit, reply.seconds + reply.publishing)
             attempt = self._ledger.attempt(unit)
             if self._done(unit):
                 self._observer.committed(unit, reply, member.name, attempt)
-        elif self._queue.is_open(unit):
+        elif self._queue.is_open(unit) and not self._queue.holders(unit):  # else another worker computes it too
             self._charge(unit, "error", reply.error, reply.traceback)
         if self._roster.get(member.name) is None:
             return  # what it had queued was done already
-        if not member.closing:
+        if member.failures >= _FAILURES_IN_A_ROW and self._pace.known:
+            self._replace(member)
+        elif member.closing:
+            if not member.sent:
+                self._dismiss(member)
+        elif member.failures >= _FAILURES_IN_A_ROW and self._roster.any_unfailed:
+            self._rest(member)
+        else:
             self._fill(member)
-        elif not member.sent:
-            self._dismiss(member)
+
+    def _replace(self, member: Member) -> None:
+        """End a worker that fails while others do not: after an error of its GPU, a process fails with every unit."""
+        self._dismiss(member)
+        self._queue.put_first(self._settle(member))
+        self._observer.lost(member.name, f"it failed {member.failures} times in a row, perhaps by its own fault")
+
+    def _rest(self, member: Member) -> None:
+        """Give a worker that fails nothing for a while: before a unit is committed, nobody knows whose fault it is."""
+        member.resting = self._crew.now() + _REST_SECONDS
+        if member.reserved is not None:
+            self._queue.put_first([member.reserved])
+            member.reserved = None
+        self._roster.sort(member)
+
+    def _wake(self, now: float) -> None:
+        """Go on with workers that rest, once their time is over or all others failed too; replace them if others do not."""
+        for member in self._roster.resting:
+            if self._pace.known:
+                self._replace(member)
+            elif now >= (member.resting or 0.0) or not self._roster.any_unfailed:
+                member.resting = None
+                self._roster.sort(member)
 
     def _done(self, unit: Unit) -> bool:
         """A unit is committed; returns whether that is news."""
@@ -303,8 +334,9 @@ class Dispatcher:
     # -- slow and hung units -------------------------------------------------------------------------------------------
 
     def _check(self, now: float) -> None:
-        """End what hangs; near the end, give slow units to idle workers, and let go of those that none may need."""
+        """Look after workers that fail or hang; near the end, duplicate slow units, and let go of idle workers."""
         self._next_check = now + self._pace.check_seconds()
+        self._wake(now)
         for member in self._roster:
             limit = self._pace.hung(member.sent[0]) if member.sent else None
             if limit is not None and now - member.began > limit and self._roster.get(member.name) is member:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from raysense.engine.crew import Reply
 from raysense.engine.observers import Observer
-from raysense.errors import UsageError
+from raysense.errors import UsageError, first_line
 from raysense.scans.base import Unit
+
+_LOG = logging.getLogger("raysense")
 
 
 def event_line(event: str, **fields: Any) -> str:
@@ -23,8 +26,18 @@ def event_line(event: str, **fields: Any) -> str:
     return json.dumps({"time": datetime.now(UTC).isoformat(), "event": event, **known})
 
 
+def write_line(stream: TextIO, line: str) -> bool:
+    """Write a line; returns whether that could be done. A log that cannot be written (a full disk) is not worth a unit."""
+    try:
+        print(line, file=stream, flush=True)
+    except (OSError, ValueError) as error:  # ValueError where it is closed
+        _LOG.warning("the log cannot be written any more (%s); going on without", first_line(error))
+        return False
+    return True
+
+
 class EventLog(Observer):
-    """Writes an event a line, with the scan it belongs to.
+    """Writes an event a line, with the scan it belongs to; goes on without once that fails.
 
     Args:
         stream: Where to; flushed after every line.
@@ -34,10 +47,12 @@ class EventLog(Observer):
     def __init__(self, stream: TextIO, scan: str) -> None:
         self._stream = stream
         self._scan = scan
+        self._broken = False
 
     def write(self, event: str, **fields: Any) -> None:
         """One event."""
-        print(event_line(event, scan=self._scan, **fields), file=self._stream, flush=True)
+        if not self._broken:
+            self._broken = not write_line(self._stream, event_line(event, scan=self._scan, **fields))
 
     def opened(self, worker: str, node: str) -> None:
         """A worker is ready."""
@@ -94,8 +109,18 @@ def event_log(where: str | None, scan: str) -> Iterator[EventLog | None]:
     if where is None or where == "-":
         yield None if where is None else EventLog(sys.stderr, scan)
         return
-    with open_log(where) as stream:
+    stream = open_log(where)
+    try:
         yield EventLog(stream, scan)
+    finally:
+        with suppress(OSError):  # what could not be written before cannot be written now; that was said
+            stream.close()
+
+
+def check_log(where: str | None) -> None:
+    """Raise UsageError unless the log that an option names can be written."""
+    if where is not None and where != "-":
+        open_log(where).close()
 
 
 def open_log(where: str) -> TextIO:

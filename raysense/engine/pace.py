@@ -15,6 +15,7 @@ _SLOW_SECONDS = 5.0
 _UNITS_BEFORE_HUNG = 10
 _HUNG_MEDIANS = 50.0
 _HUNG_SECONDS = 600.0
+_UNSURE_FACTOR, _UNSURE_SECONDS = 200.0, 3600.0
 
 
 class Pace:
@@ -22,6 +23,7 @@ class Pace:
 
     Args:
         unit_timeout: Seconds after which a unit counts as hung; auto: 50 times what is expected, at least 10 minutes.
+            Before ten are known, 200 times what the slowest took, at least an hour.
     """
 
     def __init__(self, unit_timeout: float | Literal["auto"] = "auto") -> None:
@@ -35,6 +37,11 @@ class Pace:
         self._latest.append(seconds / max(1, unit.size))
         self._median = None
         self._usual = seconds
+
+    @property
+    def known(self) -> bool:
+        """Whether any unit was committed."""
+        return bool(self._latest)
 
     def expected(self, unit: Unit) -> float | None:
         """Seconds that a unit should take; None before five are known."""
@@ -50,12 +57,14 @@ class Pace:
         return None if expected is None else max(_SLOW_SECONDS, _SLOW_MEDIANS * expected)
 
     def hung(self, unit: Unit) -> float | None:
-        """Seconds after which the unit counts as hung; None where that cannot be told yet."""
+        """Seconds after which the unit counts as hung; None where that cannot be told, since none is committed."""
         if not isinstance(self._timeout, str):
             return self._timeout
+        if not self._latest:
+            return None
         expected = self.expected(unit)
         if expected is None or len(self._latest) < _UNITS_BEFORE_HUNG:
-            return None
+            return max(_UNSURE_SECONDS, _UNSURE_FACTOR * max(self._latest) * unit.size)
         return max(_HUNG_SECONDS, _HUNG_MEDIANS * expected)
 
     def check_seconds(self) -> float:

@@ -16,6 +16,8 @@ from raysense.engine.observers import Observer
 from raysense.scans.base import Unit
 
 _LINE_SECONDS = 30.0
+_START_SECONDS = 60.0
+_FIRST_UNIT_SECONDS = 600.0
 
 
 class Progress(Observer):
@@ -33,7 +35,9 @@ class Progress(Observer):
         self._noun = noun
         self._quiet = quiet
         self._last_line = time.monotonic()
+        self._began = time.monotonic()
         self._working_since: float | None = None
+        self._warned: set[str] = set()
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -95,8 +99,28 @@ class Progress(Observer):
         if ready and not self._most_ready:
             self._working_since = time.monotonic()  # before, Ray was starting; that says nothing of the rate
         self._ready, self._requested = ready, requested
+        self._warn_of_waiting()
         self._most_ready = max(self._most_ready, ready)
         self._refresh()
+
+    def _warn_of_waiting(self) -> None:
+        """Say once each that no worker comes, and that no unit is done: only the user knows whether to wait."""
+        now = time.monotonic()
+        if self._working_since is None:
+            if now - self._began > _START_SECONDS and "start" not in self._warned:
+                self._warned.add("start")
+                self.note(
+                    f"none of {self._requested} requested workers has started in {clock(now - self._began)}; waiting for "
+                    "machines with enough free CPUs or GPUs: `ray status` says what the cluster has, and is asked for"
+                )
+            return
+        working = now - self._working_since
+        if self.done_items == self._before and working > _FIRST_UNIT_SECONDS and "unit" not in self._warned:
+            self._warned.add("unit")
+            self.note(
+                f"no unit is done after {clock(working)}; smaller ones (--unit-size) are done sooner, and --unit-timeout "
+                "SECONDS ends what hangs"
+            )
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
@@ -114,7 +138,8 @@ class Progress(Observer):
         """The counts as one line of text."""
         rate = self.rate
         if rate is None:
-            return f"{self.done_items}/{self._total} {self._noun}  starting workers"
+            waiting = f", 0 of {self._requested} are there" if self._requested else ""
+            return f"{self.done_items}/{self._total} {self._noun}  starting workers{waiting}"
         left = f"{clock((self._total - self.done_items) / rate)} left" if rate > 0 else "- left"
         text = f"{self.done_items}/{self._total} {self._noun}  {rate:.3g}/s  {left}"
         text += f"  workers {self._ready}/{self._requested}"

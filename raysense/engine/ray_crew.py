@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import ray.util.client
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from raysense.engine.actor import WorkerActor
@@ -145,6 +146,8 @@ class RayCrew:
         if time.monotonic() - self._drains_checked < _DRAIN_POLL_SECONDS:
             return []
         self._drains_checked = time.monotonic()
+        if ray.util.client.ray.is_connected():
+            return []  # a driver behind ray:// hears of machines only when they are gone
         try:
             # No public interface has this; Ray Serve reads it the same way.
             nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=_DRAIN_TIMEOUT_SECONDS)

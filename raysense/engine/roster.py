@@ -21,6 +21,8 @@ class Member:
         closing: Whether it is to be let go once it is done with the unit it computes.
         began: When it began the first of ``sent``, on the crew's clock.
         idle_since: When it ran out of units.
+        failures: Units that raised on it, since it committed one.
+        resting: Until when it gets no units, since it failed; None where it does.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Member:
     closing: bool = False
     began: float = 0.0
     idle_since: float = 0.0
+    failures: int = 0
+    resting: float | None = None
 
 
 class Roster:
@@ -41,7 +45,7 @@ class Roster:
     def __init__(self) -> None:
         self._all: dict[str, Member] = {}
         self._groups: dict[str, dict[str, Member]] = {
-            name: {} for name in ("active", "ready", "busy", "idle", "reserving")
+            name: {} for name in ("active", "ready", "busy", "idle", "reserving", "resting")
         }
 
     def __len__(self) -> int:
@@ -75,8 +79,9 @@ class Roster:
             "active": not member.closing,
             "ready": member.ready,
             "busy": working and bool(member.sent),
-            "idle": working and not member.sent and member.reserved is None,
+            "idle": working and not member.sent and member.reserved is None and member.resting is None,
             "reserving": working and member.reserved is not None,
+            "resting": working and member.resting is not None,
         }
         for name, group in self._groups.items():
             if belongs[name]:
@@ -118,6 +123,16 @@ class Roster:
     def reserving(self) -> list[Member]:
         """Those that have reserved a unit."""
         return list(self._groups["reserving"].values())
+
+    @property
+    def resting(self) -> list[Member]:
+        """Those that get nothing for a while."""
+        return list(self._groups["resting"].values())
+
+    @property
+    def any_unfailed(self) -> bool:
+        """Whether any computes that has not failed with its latest unit."""
+        return any(not member.failures for member in self._groups["busy"].values())
 
     def first_busy(self) -> Member | None:
         """Any that computes."""

@@ -8,11 +8,12 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import psutil
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raysense.devices import resolve_device
 from raysense.errors import UsageError, first_line
@@ -69,36 +70,52 @@ def cluster(options: RunOptions) -> Iterator[None]:
         return
     address = _address(options)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address == "local":
-        _own_token()
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
-        )
-    else:
-        check_reachable(options)
+    with _own_token() if address == "local" else nullcontext():
+        if address == "local":
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        else:
+            check_reachable(options)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise _no_cluster(address, error) from error
         try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _own_token() -> None:
+@contextmanager
+def _own_token() -> Iterator[None]:
     """Have a local Ray ask for a token that only this process and its children know, unless the user has set one.
 
     Ray listens on all interfaces, and whoever reaches it may run code. Given a token it turns authentication on by itself
-    and writes none to the home directory.
+    and writes none to the home directory. Afterwards it is forgotten: another cluster would refuse it.
     """
-    if not any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that authentication is on
+    if any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name in ("MODE", "TOKEN"):  # Ray sets the mode itself
+            os.environ.pop(f"RAY_AUTH_{name}", None)
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Ray reads the environment once in a process; no public interface has it read again."""
+    Config.initialize("")  # first, since a thread that still runs would ask for a token in the earlier mode
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _address(options: RunOptions) -> str:
@@ -108,7 +125,8 @@ def _address(options: RunOptions) -> str:
 def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
         f"address {address!r}: no Ray cluster answers there ({first_line(error)}); "
-        "start one with `ray start --head`, or leave --address out to run locally"
+        "start one with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave --address out to run "
+        "locally"
     )
 
 

@@ -72,7 +72,8 @@ class Calibration:
         warm_up: Pieces that were computed first and do not count: the first pays for allocations and kernel selection.
         pieces: Pieces that count.
         unit_size: Items of a unit of the scan.
-        largest: Items of the largest pieces, fewer than a unit's where a unit takes longer than there was time.
+        largest: Items of the largest pieces.
+        whole: Whether these are units of the scan; not where a unit takes longer than there was time.
         batch_size: Items per batch at the end.
         memory: Largest memory of the device, in bytes.
         seconds: Time that computing all the pieces took.
@@ -89,6 +90,7 @@ class Calibration:
     pieces: tuple[Piece, ...]
     unit_size: int
     largest: int
+    whole: bool
     batch_size: int
     memory: int
     seconds: float
@@ -161,7 +163,8 @@ class _Measuring:
         for part in (0.0, 0.5):
             warm_up += self._measured(-1, self._at(max(1, size // _WARM_UP_PARTS), part))
         warm_up += self._settled(self._affordable(warm_up))
-        plan = self._plan(self._affordable(warm_up))
+        affordable = self._affordable(warm_up)
+        plan = self._plan(affordable)
         pieces: list[Piece] = []
         for index, (place_number, unit) in enumerate(plan):
             if self._left() <= _seconds_each([*warm_up, *pieces]) * unit.size:
@@ -184,6 +187,7 @@ class _Measuring:
             tuple(pieces),
             size,
             max(piece.items for piece in pieces),
+            affordable == size,
             self._latest.batch_size,
             self._latest.memory,
             time.monotonic() - self._began,

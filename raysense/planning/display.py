@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from raysense.planning.costs import Interval
 from raysense.planning.plan import Plan
 from raysense.planning.scaling import Point, SizePoint
+from raysense.query.display import UNBOUNDED_WIDTH
 
 _WORTH = 0.02
 """Share of wall time that a recommended unit size saves at the least."""
@@ -20,8 +23,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print the estimate, the curve over numbers of GPUs, unit sizes, a recommendation, and what is assumed."""
     console.print(Text(_calibrated(plan)), soft_wrap=True)
     console.print(_estimate_table(plan))
-    console.print(_curve_table(plan))
-    console.print(_sizes_table(plan))
+    _print_runs(console, functools.partial(_curve_table, plan))
+    _print_runs(console, functools.partial(_sizes_table, plan))
     console.print(Text(recommendation(plan)), soft_wrap=True)
     console.print(Text(assumptions(plan), style="dim"), soft_wrap=True)
     for note in plan.notes:
@@ -122,47 +125,53 @@ def _estimate_table(plan: Plan) -> Table:
     return table
 
 
-def _curve_table(plan: Plan) -> Table:
-    table = Table(title="Scaling", title_justify="left", header_style="bold")
-    money = plan.options.price is not None
-    names = ["wall time", f"{plan.level:.0%} interval", _hours(plan), *(["money"] if money else []), *_SHARES]
-    table.add_column(_workers(plan, 2), justify="right")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+def _curve_table(plan: Plan, shares: bool) -> Table:
     asked = {point.gpus for point in plan.asked}
+    table = _runs_table(plan, "Scaling", [_workers(plan, 2)], shares)
     for point in plan.curve:
-        cells = [
-            f"{point.gpus:,}",
-            duration(point.wall.value),
-            f"{duration(point.wall.low)} .. {duration(point.wall.high)}",
-            amount(point.gpu_hours.value),
-            *([amount(point.money.value)] if point.money is not None else []),
-            *_shares(point),
-        ]
-        table.add_row(*cells, style="bold" if point.gpus in asked else None)
+        table.add_row(f"{point.gpus:,}", *_cells(plan, point, shares), style="bold" if point.gpus in asked else None)
     return table
 
 
-def _sizes_table(plan: Plan) -> Table:
-    gpus, money = plan.asked[0].gpus, plan.options.price is not None
-    title = f"Unit sizes on {gpus} {_workers(plan, gpus)}"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    names = ["unit size", "units", "wall time", f"{plan.level:.0%} interval", _hours(plan)]
-    for name in [*names, *(["money"] if money else []), *_SHARES]:
-        table.add_column(name, justify="right", no_wrap=True)
+def _sizes_table(plan: Plan, shares: bool) -> Table:
+    gpus = plan.asked[0].gpus
+    table = _runs_table(plan, f"Unit sizes on {gpus} {_workers(plan, gpus)}", ["unit\nsize", "units"], shares)
     for size in plan.sizes:
-        point = size.point
-        cells = [
+        table.add_row(
             f"{size.unit_size:,}",
             f"{size.units:,}",
-            duration(point.wall.value),
-            f"{duration(point.wall.low)} .. {duration(point.wall.high)}",
-            amount(point.gpu_hours.value),
-            *([amount(point.money.value)] if point.money is not None else []),
-            *_shares(point),
-        ]
-        table.add_row(*cells, style="bold" if size.unit_size == plan.estimate.unit_size else None)
+            *_cells(plan, size.point, shares),
+            style="bold" if size.unit_size == plan.estimate.unit_size else None,
+        )
     return table
+
+
+def _runs_table(plan: Plan, title: str, first: Sequence[str], shares: bool) -> Table:
+    """A table of simulated runs without rows."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    money = ["money"] if plan.options.price is not None else []
+    hours = _hours(plan).replace(" ", "\n")
+    for name in (*first, "wall time", f"{plan.level:.0%} interval", hours, *money, *(_SHARES if shares else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(plan: Plan, point: Point, shares: bool) -> list[str]:
+    """What came of a simulated run."""
+    return [
+        duration(point.wall.value),
+        f"{duration(point.wall.low)} .. {duration(point.wall.high)}",
+        amount(point.gpu_hours.value),
+        *([amount(point.money.value)] if point.money is not None else []),
+        *(_shares(point) if shares else []),
+    ]
+
+
+def _print_runs(console: Console, made: Callable[[bool], Table]) -> None:
+    """Print a table of runs, without what their hours go to where the console is too narrow for that."""
+    table = made(True)
+    fits = Measurement.get(console, console.options.update(width=UNBOUNDED_WIDTH), table).maximum <= console.width
+    console.print(table if fits else made(False))
 
 
 _SHARES = ("computing", "units", "starting", "lost", "waiting")

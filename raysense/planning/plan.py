@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysense.engine.runtime import check_reachable
+from raysense.errors import UsageError
 from raysense.options import ComputeOptions
 from raysense.planning.calibration import Calibration, calibrate
 from raysense.planning.costs import LEVEL
@@ -99,10 +100,12 @@ def plan(
     check_reachable(checked.run_options)
     tell("listing the data and loading the model")
     prepared = bound.prepare(ComputeOptions())
+    units = bound.units(prepared)
+    if not units:
+        raise UsageError(f"there is nothing to plan for: the scan has no {bound.noun}; choose more of the data")
     tell("calibrating: computing a few units")
     calibration = calibrate(kind, bound, prepared, checked)
     costs = unit_costs(calibration, checked.latency, checked.seed)
-    units = bound.units(prepared)
     model = _cluster_model(checked, calibration, costs)
     scenario = Scenario(costs.seconds, costs.residuals, model, checked.price, checked.seed)
     curve = []
@@ -174,7 +177,7 @@ def _notes(calibration: Calibration, costs: UnitCosts, noun: str, best: int, wan
             f"calibrated on a worker of this kind: {calibration.device}; times are for such workers, not for GPUs: name "
             "a cluster that has one with --address"
         )
-    if calibration.largest < calibration.unit_size:
+    if not calibration.whole:
         yield (
             f"a unit of {calibration.unit_size} {noun} takes longer than there was time; calibrated on pieces of at most "
             f"{calibration.largest}: more --seconds makes the estimate surer"
