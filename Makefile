@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/raysense demo demo-output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # The studies of Shu & Zhu (2019), Fawzi et al. (2018) and Khaitan & Banerjee (2026) on the bundled digits, that of Hamdi &
 # Ghanem (2020) on procedural shapes.

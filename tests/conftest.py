@@ -11,20 +11,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_KILLING = (
-    ("test_cli", "test_cluster", "test_engine", "test_preemption"),
-    ("test_conditions", "test_jobs", "test_object_store"),
-)
-"""Files whose tests start Ray and kill its processes: never two of a group at once, so that they are not starved."""
+_LONGEST = (
+    "test_cluster", "test_jobs", "test_influence_scan", "test_engine", "test_boundary_studies", "test_conditions",
+    "test_semantic_scan", "test_cli", "test_studies", "test_object_store", "test_significance_scan", "test_compaction",
+    "test_plan", "test_preemption", "test_ablations",
+)  # fmt: skip
+"""Files that take longest. Where tests run in several processes, each file in one, these begin."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file run in one, and all that kill in one."""
-    for item in items:
-        stem = item.path.stem
-        group = next((f"killing {number}" for number, files in enumerate(_KILLING) if stem in files), stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The longest files first, so that none is left for the end."""
+    place = {stem: number for number, stem in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from raysense.api import create_store
+from raysense.engine.observers import Observer
 from raysense.engine.worker import Worker
-from raysense.options import ComputeOptions
-from raysense.scans import Prepared, Scan, get_scan
+from raysense.options import ComputeOptions, RunOptions
+from raysense.scans import Prepared, Scan, Unit, get_scan
 from raysense.store.store import Store
 from raysense.validation import validated
 
@@ -29,3 +31,18 @@ def scanned(kind: str, out: Path, options: ComputeOptions, **spec: Any) -> Store
         assert reply.committed, reply.traceback
     worker.close()
     return store
+
+
+class Here:
+    """In place of the dispatcher: computes units here; workers would take longer to start than these scans take."""
+
+    def __init__(
+        self, crew: object, store: Store, options: RunOptions, compute: ComputeOptions, workers: int, observer: Observer
+    ) -> None:
+        self._worker = Worker("here")
+        assert self._worker.open(store.location, compute.model_copy(update={"threads": 1})) == ""
+
+    def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> list[str]:
+        assert all(self._worker.compute(unit, 1).committed for unit in units)
+        self._worker.close()
+        return []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import Here
 
 import raysense
 from raysense.engine.runtime import cluster
@@ -25,6 +26,11 @@ KINKED = "raysense.studies.networks:plain_digits?width=4"
 def _ray() -> Iterator[None]:
     with cluster(RunOptions(workers=1)):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysense.engine.run.Dispatcher", Here)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from in_process import Here
 from processes import kill, wait_for
 from torch import Tensor, nn
 
 import raysense
 from raysense.digits import load_digits
-from raysense.engine.observers import Observer
 from raysense.engine.runtime import cluster
-from raysense.engine.worker import Worker
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
-from raysense.options import ComputeOptions, RunOptions
-from raysense.scans import Unit
-from raysense.store.store import Store
+from raysense.options import RunOptions
 from raysense.studies.alexnet import centre, modified_alexnet, standardised
 from raysense.studies.examples import Feed, epoch_seed, open_examples
 from raysense.studies.recipes import Recipe, TrainingTask
@@ -334,20 +331,6 @@ def test_study_says_what_is_wrong_first(tmp_path: Path, ood: list[str], message:
 def rows(directories: list[Path], query: str) -> list[dict[str, Any]]:
     with raysense.open_results(directories) as database:
         return database.query(query).rows()
-
-
-class Here:
-    """Computes units in this process: workers would take longer to start than these scans take."""
-
-    def __init__(
-        self, crew: object, store: Store, options: RunOptions, compute: ComputeOptions, workers: int, observer: Observer
-    ) -> None:
-        self._worker = Worker("here")
-        assert self._worker.open(store.location, compute.model_copy(update={"threads": 1})) == ""
-
-    def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> list[str]:
-        assert all(self._worker.compute(unit, 1).committed for unit in units)
-        return []
 
 
 @pytest.mark.usefixtures("_ray")

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from in_process import Here
 
 import raysense
 from raysense.errors import UsageError
@@ -269,7 +270,9 @@ def test_from_the_command_line_to_sql(command: str, tmp_path: Path) -> None:
     assert "azimuth" in (tmp_path / "report.html").read_text()
 
 
-def test_the_study_of_several_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_study_of_several_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {
         "model": (NETWORK, f"{NETWORK}&seed=1"),
         "shapes": "procedural?variants=2&classes=cup",
@@ -282,6 +285,7 @@ def test_the_study_of_several_networks(tmp_path: Path, capsys: pytest.CaptureFix
         "size": 16,
         "influence": True,
     }
+    monkeypatch.setattr("raysense.engine.run.Dispatcher", Here)
     assert run_semantic(tmp_path, options, {"workers": 1, "worker_cpus": 1, "device": "cpu"}, quiet=True) == 0
     printed = capsys.readouterr().out
     assert "Semantic robust volume ratio" in printed

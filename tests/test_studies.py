@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from click.testing import CliRunner
+from in_process import Here
 
 import raysense
 from raysense.datasets import open_data
@@ -47,6 +48,11 @@ RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 8}
 def _ray() -> Iterator[None]:
     with cluster(RunOptions(workers=1)):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysense.engine.run.Dispatcher", Here)
 
 
 def columns(reference: str) -> dict[str, list[Any]]:

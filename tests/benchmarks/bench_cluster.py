@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
         folder = Path(name)
         numbers = {"items": 400, "seconds": 0.15}
         verdicts = [chaos(folder / "numbers", "numbers", NumbersScan.kind, numbers, {}, options.rounds, options.events)]
-        spec = {"model": "digits", "data": "digits", "limit": 240, "unit_size": 4, "target": "input;layer"}
+        spec = {"model": "digits", "data": "digits", "limit": 600, "unit_size": 4, "target": "input;layer"}
         run = {"batch_size": 4, "device": "cpu"}
         rounds = options.influence_rounds
         verdicts.append(chaos(folder / "influence", "influence", "influence", spec, run, rounds, options.events))
