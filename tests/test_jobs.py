@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 from click.testing import CliRunner
+from in_process import Here
 from processes import ROOT, committed, wait_for
 
 import raysense
@@ -225,6 +226,7 @@ def test_jobs_end_to_end(
     scans: list[str],
 ) -> None:
     monkeypatch.setattr("raysense.studies.study.write_report", lambda *given, **named: [])
+    monkeypatch.setattr("raysense.engine.run.Dispatcher", Here)
     main = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]
     common = ["--model", "digits", "--data", "digits", "--split", "test", "--limit", "5"]
     done = CliRunner().invoke(
