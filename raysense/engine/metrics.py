@@ -5,6 +5,8 @@ Ray exports them on the metrics port of every node, named ``ray_raysense_...`` a
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from raysense.engine.crew import Reply
@@ -13,6 +15,30 @@ from raysense.scans.base import Unit
 
 _TAGS = ("scan", "kind")
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+
+
+class _Made:
+    """Makes metrics of one scan. Their tags are in ASCII, which is all that Ray's recorder takes."""
+
+    def __init__(self, scan: str, kind: str) -> None:
+        values = (value.encode("ascii", "backslashreplace").decode() for value in (scan, kind))
+        self._tags = dict(zip(_TAGS, values, strict=True))
+
+    def counter(self, name: str, text: str) -> Counter:
+        """A counter."""
+        return self._tagged(Counter(f"raysense_{name}", description=text, tag_keys=_TAGS))
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        """A gauge."""
+        return self._tagged(Gauge(f"raysense_{name}", description=text, tag_keys=_TAGS))
+
+    def histogram(self, name: str, text: str, boundaries: list[float]) -> Histogram:
+        """A histogram."""
+        return self._tagged(Histogram(f"raysense_{name}", description=text, boundaries=boundaries, tag_keys=_TAGS))
+
+    def _tagged(self, metric: Any) -> Any:
+        metric.set_default_tags(self._tags)
+        return metric
 
 
 class WorkerMetrics:
@@ -24,22 +50,13 @@ class WorkerMetrics:
     """
 
     def __init__(self, scan: str, kind: str) -> None:
-        tags = _tags(scan, kind)
-
-        def counter(name: str, text: str) -> Counter:
-            made = Counter(f"raysense_{name}", description=text, tag_keys=_TAGS)
-            made.set_default_tags(tags)
-            return made
-
-        self._samples = counter("samples", "items (samples, tasks, ...) in committed units")
-        self._passes = counter("passes", "images that went forward or backward through the network")
-        self._units = counter("units", "units committed")
-        self._failures = counter("failures", "attempts at units that raised")
-        self._bytes = counter("bytes", "bytes of Arrow files written")
-        self._seconds = Histogram(
-            "raysense_unit_seconds", description="seconds to compute a unit", boundaries=_SECONDS, tag_keys=_TAGS
-        )
-        self._seconds.set_default_tags(tags)
+        made = _Made(scan, kind)
+        self._samples = made.counter("samples", "items (samples, tasks, ...) in committed units")
+        self._passes = made.counter("passes", "images that went forward or backward through the network")
+        self._units = made.counter("units", "units committed")
+        self._failures = made.counter("failures", "attempts at units that raised")
+        self._bytes = made.counter("bytes", "bytes of Arrow files written")
+        self._seconds = made.histogram("unit_seconds", "seconds to compute a unit", _SECONDS)
 
     def count(self, unit: Unit, reply: Reply) -> None:
         """A unit was attempted."""
@@ -62,25 +79,14 @@ class DriverMetrics(Observer):
     """
 
     def __init__(self, scan: str, kind: str) -> None:
-        tags = _tags(scan, kind)
-
-        def gauge(name: str, text: str) -> Gauge:
-            made = Gauge(f"raysense_{name}", description=text, tag_keys=_TAGS)
-            made.set_default_tags(tags)
-            return made
-
-        def counter(name: str, text: str) -> Counter:
-            made = Counter(f"raysense_{name}", description=text, tag_keys=_TAGS)
-            made.set_default_tags(tags)
-            return made
-
-        self._queue = gauge("queue", "units that wait for a worker")
-        self._running = gauge("workers_busy", "workers that compute a unit")
-        self._ready = gauge("workers_ready", "workers that have opened the scan")
-        self._requested = gauge("workers_requested", "workers requested of Ray")
-        self._lost = counter("workers_lost", "workers that died, were taken away, or were ended because they hung")
-        self._duplicated = counter("units_duplicated", "slow units that a second worker computes too")
-        self._given_up = counter("units_failed", "units given up on")
+        made = _Made(scan, kind)
+        self._queue = made.gauge("queue", "units that wait for a worker")
+        self._running = made.gauge("workers_busy", "workers that compute a unit")
+        self._ready = made.gauge("workers_ready", "workers that have opened the scan")
+        self._requested = made.gauge("workers_requested", "workers requested of Ray")
+        self._lost = made.counter("workers_lost", "workers that died, were taken away, or were ended because they hung")
+        self._duplicated = made.counter("units_duplicated", "slow units that a second worker computes too")
+        self._given_up = made.counter("units_failed", "units given up on")
         self._last: tuple[int, int, int, int] | None = None
 
     def lost(self, worker: str, reason: str) -> None:
@@ -103,12 +109,6 @@ class DriverMetrics(Observer):
         self._last = now
         for gauge, value in zip((self._queue, self._running, self._ready, self._requested), now, strict=True):
             gauge.set(value)
-
-
-def _tags(scan: str, kind: str) -> dict[str, str]:
-    """Tags of a scan, in ASCII, which is all that Ray's recorder takes."""
-    values = (value.encode("ascii", "backslashreplace").decode() for value in (scan, kind))
-    return dict(zip(_TAGS, values, strict=True))
 
 
 def _add(counter: Counter, value: float) -> None:
