@@ -23,7 +23,7 @@ from botocore.validate import ParamValidator
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 from pathspec import PathSpec
-from processes import ROOT
+from processes import ROOT, wait_for
 
 import raysense
 
@@ -228,7 +228,7 @@ def test_the_watcher_is_started_in_the_background(cluster: dict[str, Any], tmp_p
     # The shell comes back at once, and the watcher runs on.
     line = re.sub(r"python .*? >", "sleep 10 >", command).replace("/tmp/", f"{tmp_path}/")
     subprocess.run(["bash", "-c", line], check=True, timeout=5)
-    assert [path.name for path in tmp_path.iterdir()] == ["raysense-preemption.log"]
+    wait_for(lambda: [path.name for path in tmp_path.iterdir()] == ["raysense-preemption.log"])
 
 
 @pytest.fixture(scope="module")
