@@ -7,7 +7,7 @@ import sys
 import ray
 
 from raysense.engine.crew import Reply
-from raysense.engine.events import event_line, write_line
+from raysense.engine.events import attempt_fields, event_line, write_line
 from raysense.engine.metrics import WorkerMetrics
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions
@@ -21,7 +21,7 @@ class WorkerActor(Worker):
         """Open the scan; returns the id of this machine, and "" or why that cannot be done."""
         problem = self.open(location, options)
         if not problem:
-            self._metrics = WorkerMetrics(self.store.name, self.store.document()["kind"])
+            self._metrics = WorkerMetrics(self.store.name, self.scan.kind)
         return ray.get_runtime_context().get_node_id(), problem
 
     def attempt(self, unit: Unit, attempt: int, upcoming: Unit | None) -> Reply:
@@ -31,14 +31,7 @@ class WorkerActor(Worker):
         line = event_line(
             "unit_committed" if reply.committed else "attempt_failed",
             scan=self.store.location,
-            unit=unit.id,
-            worker=self.name,
-            attempt=attempt,
-            items=unit.size,
-            seconds=reply.seconds,
-            publishing=reply.publishing,
-            passes=reply.passes,
-            bytes=reply.size,
+            **attempt_fields(unit, reply, self.name, attempt),
             error=reply.error or None,
         )
         write_line(sys.stderr, line)

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -24,6 +23,20 @@ def event_line(event: str, **fields: Any) -> str:
     """An event as one line of JSON: time (UTC, ISO 8601), event, then its fields; those that are None are left out."""
     known = {name: value for name, value in fields.items() if value is not None}
     return json.dumps({"time": datetime.now(UTC).isoformat(), "event": event, **known})
+
+
+def attempt_fields(unit: Unit, reply: Reply, worker: str, attempt: int) -> dict[str, Any]:
+    """What an event says of an attempt at a unit."""
+    return {
+        "unit": unit.id,
+        "worker": worker,
+        "attempt": attempt,
+        "items": unit.size,
+        "seconds": reply.seconds,
+        "publishing": reply.publishing,
+        "passes": reply.passes,
+        "bytes": reply.size,
+    }
 
 
 def write_line(stream: TextIO, line: str) -> bool:
@@ -80,11 +93,7 @@ class EventLog(Observer):
 
     def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
         """A unit is committed."""
-        facts = asdict(reply)
-        for name in ("committed", "error", "traceback"):
-            del facts[name]
-        facts["bytes"] = facts.pop("size")
-        self.write("unit_committed", unit=unit.id, worker=worker, attempt=attempt, items=unit.size, **facts)
+        self.write("unit_committed", **attempt_fields(unit, reply, worker, attempt), bad_items=reply.bad_items)
 
     def found(self, unit: Unit) -> None:
         """A unit turned out to be committed already."""
