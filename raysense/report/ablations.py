@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,17 +144,20 @@ def _measured(database: ResultDatabase, scans: Sequence[ScanTables]) -> list[Mea
         rows = database.query(
             f"SELECT DISTINCT scan, split, layer, metric FROM class_distances WHERE scan = {quoted_text(scan.name)}"
         ).rows()
-        places = {layer["name"]: place for place, layer in enumerate(recorded_layers(scan))}
-
-        def place(layer: str | None, places: Mapping[str, int] = places) -> tuple[int, str]:
-            return (-1, "") if layer is None else (places.get(layer, len(places)), layer)
-
+        place = _place_of_layers([scan])
         layers = sorted({row["layer"] for row in rows}, key=place)[-MAX_LAYERS:]
         drawn = [Measured(**row) for row in rows if row["metric"] in _DRAWN and row["layer"] in (None, *layers)]
         order = list(_DRAWN)
         drawn.sort(key=lambda one: (order.index(one.metric), place(one.layer), one.split != "train", one.split))
         found += drawn
     return found
+
+
+def _place_of_layers(scans: Sequence[ScanTables]) -> Callable[[str | None], tuple[int, str]]:
+    """A sort key: layers in order of execution, as the first scan that has them recorded it; outputs have no layer."""
+    recorded = [layer["name"] for scan in scans for layer in recorded_layers(scan)]
+    places = {name: place for place, name in enumerate(dict.fromkeys(recorded))}
+    return lambda layer: (-1, "") if layer is None else (places.get(layer, len(places)), layer)
 
 
 def _heat_map(database: ResultDatabase, scan: ScanTables, measured: Measured) -> tuple[HeatMap, str]:
@@ -183,11 +186,11 @@ def _heat_map(database: ResultDatabase, scan: ScanTables, measured: Measured) ->
 def _table(database: ResultDatabase, scans: Sequence[ScanTables]) -> Table:
     """Table 3: separation and spread by distance and layer, scan by scan."""
     rows = [(index, row) for index, scan in enumerate(scans) for row in _rows(database, scan)]
-    metrics, layers = list(_METRICS), list(dict.fromkeys(row["layer"] for _, row in rows))
+    metrics, place_of = list(_METRICS), _place_of_layers(scans)
 
     def place(found: tuple[int, Mapping[str, Any]]) -> tuple[Any, ...]:
         index, row = found
-        return metrics.index(row["metric"]), layers.index(row["layer"]), row["split"] != "train", row["split"], index
+        return metrics.index(row["metric"]), place_of(row["layer"]), row["split"] != "train", row["split"], index
 
     cells = [
         [

@@ -9,4 +9,4 @@ SELECT
 FROM class_distances
 LEFT JOIN layers USING (scan, layer)
 GROUP BY scan, split, layer, metric, position
-ORDER BY scan, split, position NULLS LAST, list_position(['interactions', 'outputs', 'activations', 'energy'], metric);
+ORDER BY scan, split, position NULLS LAST, layer NULLS LAST, list_position(['interactions', 'outputs', 'activations', 'energy'], metric);

@@ -18,4 +18,4 @@ SELECT scan, ablations, split, layer, metric, separation, spread
 FROM found LEFT JOIN layers USING (scan, layer)
 ORDER BY
     list_position(['paths', 'interactions', 'outputs', 'activations', 'energy'], metric),
-    split, position NULLS LAST, scan, ablations;
+    split, position NULLS LAST, layer NULLS LAST, scan, ablations;
