@@ -17,7 +17,8 @@ from PIL import Image
 from shared_data import shared_data
 
 from raysense.datasets import Listing, open_data
-from raysense.datasets.images import decode, to_image
+from raysense.datasets.decoding import decode
+from raysense.datasets.images import to_image
 from raysense.errors import SampleError, UsageError
 from raysense.preprocessing import Preprocessing
 

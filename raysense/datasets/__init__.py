@@ -7,26 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 
-from raysense.datasets.arrays import DigitsSource, NpzSource
 from raysense.datasets.base import UNSPLIT, DataSource, ImageReader, Listing, Progress
-from raysense.datasets.folder import FolderSource
 from raysense.datasets.mapped import CLASS_MAP, MappedSource
-from raysense.datasets.mapstyle import MapStyleSource
-from raysense.datasets.parquet import ParquetSource
 from raysense.references import Reference, import_factory, parse_reference
 
 __all__ = ["UNSPLIT", "DataSource", "ImageReader", "Listing", "Progress", "open_data"]
 
-_SOURCES: dict[str, type[DataSource]] = {
-    "digits": DigitsSource,
-    "npz": NpzSource,
-    "folder": FolderSource,
-    "parquet": ParquetSource,
-    "torchvision": MapStyleSource,
-    "file": MapStyleSource,
-    "module": MapStyleSource,
+_SOURCES = {
+    "digits": ("arrays", "DigitsSource"),
+    "npz": ("arrays", "NpzSource"),
+    "folder": ("folder", "FolderSource"),
+    "parquet": ("parquet", "ParquetSource"),
+    "torchvision": ("mapstyle", "MapStyleSource"),
+    "file": ("mapstyle", "MapStyleSource"),
+    "module": ("mapstyle", "MapStyleSource"),
 }
+"""Modules and classes by scheme; those of images in files import torchvision, which takes over a second."""
 
 
 def open_data(reference: str, splits: Sequence[str] = ()) -> DataSource:
@@ -62,4 +60,6 @@ def _open(reference: Reference, splits: tuple[str, ...]) -> DataSource:
         factory = import_factory(reference)
         if isinstance(factory, type) and issubclass(factory, DataSource):
             return factory(reference, splits)
-    return _SOURCES[reference.scheme](reference, splits)
+    module, name = _SOURCES[reference.scheme]
+    source: type[DataSource] = getattr(import_module(f"{__name__}.{module}"), name)
+    return source(reference, splits)

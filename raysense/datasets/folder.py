@@ -13,7 +13,8 @@ import torch
 from pyarrow import fs
 
 from raysense.datasets.base import UNSPLIT, ImageReader, PerProcess, Progress, SplitListing
-from raysense.datasets.images import IMAGE_EXTENSIONS, decode
+from raysense.datasets.decoding import decode
+from raysense.datasets.images import IMAGE_EXTENSIONS
 from raysense.datasets.paths import Location, PathSource, open_locations, read_bytes
 from raysense.references import local_path
 

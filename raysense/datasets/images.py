@@ -1,47 +1,18 @@
-"""Images as tensors: decoding of files, conversion of what data sets return."""
+"""Images as tensors: conversion of what data sets return."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
-
-# Every decoding process would print these: torchvision's announcement of TorchCodec, and that it decodes WebP to RGB
-# alone, which decode() makes up for.
-warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
-warnings.filterwarnings("ignore", "Webp does not support grayscale", UserWarning)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 """Files that torchvision decodes, by their lower-case extension."""
 
 IMAGE_MODES = ("rgb", "gray")
-
-
-def decode(data: bytes, mode: str) -> Tensor:
-    """Decode a JPEG, PNG, GIF or WebP file to uint8 ``[3, H, W]`` (mode rgb) or ``[1, H, W]`` (mode gray).
-
-    EXIF orientation is not applied (torchvision's default). Of an animation the first frame is taken; transparency is
-    dropped; 16 bits become 8. Raises ValueError where the data are damaged, truncated or of another format.
-    """
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode.upper()])
-    except RuntimeError as error:
-        raise ValueError(f"damaged or not an image ({_reason(error)})") from error
-    if image.ndim == 4:
-        image = image[0]
-    if image.dtype == torch.uint16:
-        image = (image.int() >> 8).to(torch.uint8)
-    if mode == "gray" and image.shape[0] == 3:
-        image = rgb_to_grayscale(image)
-    return torch.as_tensor(image)
 
 
 def channel_axis(shape: tuple[int, ...]) -> Literal["first", "last"] | None:
@@ -94,10 +65,6 @@ def _from_pil(image: Image.Image) -> Tensor:
         return torch.from_numpy((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)).unsqueeze(0)
     if image.mode in ("I", "F"):
         raise ValueError(f"the image has PIL mode {image.mode}; convert it to L or RGB")
-    tensor: Tensor = pil_to_tensor(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    return tensor
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return the message of a torchvision decoder without its source location."""
-    return str(error).strip().partition("\n")[0].rpartition(", ")[2]
+    if image.mode in ("1", "L"):
+        return torch.from_numpy(np.array(image.convert("L"))).unsqueeze(0)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -14,7 +14,7 @@ import torch
 from pyarrow import fs
 
 from raysense.datasets.base import UNSPLIT, ImageReader, PerProcess, Progress, SplitListing
-from raysense.datasets.images import decode
+from raysense.datasets.decoding import decode
 from raysense.datasets.paths import PathSource, open_locations
 
 _ROW_GROUPS_KEPT = 2
