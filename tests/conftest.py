@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,53 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trained digits go to a cache of this test run, which the processes it starts share."""
+    """Trained networks go to a cache of this test run, which all its processes share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     earlier = os.environ.get("RAYSENSE_CACHE")
-    os.environ["RAYSENSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["RAYSENSE_CACHE"] = str(folder)
     yield
     if earlier is None:
         del os.environ["RAYSENSE_CACHE"]
     else:
         os.environ["RAYSENSE_CACHE"] = earlier
+
+
+_LOCAL_RAY = ExitStack()
+"""A Ray that is kept from one file of tests to the next, since starting one takes seconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_ray() -> Iterator[None]:
+    with _LOCAL_RAY:
+        yield
+
+
+@pytest.fixture
+def local_ray() -> None:
+    """A local Ray for tests that do not harm it."""
+    from ray import is_initialized
+
+    from raysense.engine.runtime import cluster
+    from raysense.options import RunOptions
+
+    if not is_initialized():
+        _LOCAL_RAY.enter_context(cluster(RunOptions()))
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """None in this process, for tests that start or join one of their own."""
+    _LOCAL_RAY.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_ray_left(request: pytest.FixtureRequest) -> None:
+    """Files that do not ask for the local Ray find none of an earlier file."""
+    tests = [item for item in request.session.items if item.path == request.path]
+    if not any("local_ray" in getattr(item, "fixturenames", ()) for item in tests):
+        _LOCAL_RAY.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from in_process import prepared, scanned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from raysense.cli import main
 from raysense.digits import DigitsNet
 from raysense.errors import RaysenseError, UsageError
 from raysense.measures import energy, interactions
@@ -495,7 +496,8 @@ def test_macros_lay_out_table_3(base: Path, ablations: Store) -> None:
         assert (row["separation"], row["spread"]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_command_finishes_what_was_begun(base: Path, ablations: Store, tmp_path: Path, command: str) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_finishes_what_was_begun(base: Path, ablations: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(ablations.location, out)
     store = Store.open(out)
@@ -505,7 +507,8 @@ def test_the_command_finishes_what_was_begun(base: Path, ablations: Store, tmp_p
         store.directory.delete(table_file("class_distances", unit, commit.token))
     assert distances(store).num_rows < distances(ablations).num_rows
     arguments = ["scan", "ablations", "--of", str(base), "--out", str(out), "--unit-size", "4", "--resume", "--quiet"]
-    subprocess.run([command, *arguments, "--workers", "1", "--worker-cpus", "1", "--device", "cpu"], check=True)
+    done = CliRunner().invoke(main, [*arguments, "--workers", "1", "--worker-cpus", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
     check_same(distances(store), distances(ablations))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 from in_process import Here
 
 import raysense
-from raysense.engine.runtime import cluster
 from raysense.errors import UsageError
-from raysense.options import RunOptions
 from raysense.studies.boundary_curvature import run_curvature
 from raysense.studies.boundary_detection import run_detection
 from raysense.studies.boundary_topology import run_topology
@@ -20,12 +17,6 @@ from raysense.studies.boundary_topology import run_topology
 RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 16}
 SMOOTH = "raysense.studies.networks:smooth_digits?width=4"
 KINKED = "raysense.studies.networks:plain_digits?width=4"
-
-
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with cluster(RunOptions(workers=1)):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +35,7 @@ def rows(directory: Path, query: str) -> list[dict[str, Any]]:
         return database.query(query).rows()
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_curvature_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = {
         "model": (SMOOTH,),
@@ -77,7 +68,7 @@ def test_curvature_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/commits/*.json")}
 
 
-@pytest.mark.usefixtures("_ray", "_no_report")
+@pytest.mark.usefixtures("local_ray", "_no_report")
 def test_topology_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         "model": (SMOOTH,),
@@ -98,7 +89,7 @@ def test_topology_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [(row["k"], row["groups"]) for row in convex] == [(2, 6), (5, 6)]
 
 
-@pytest.mark.usefixtures("_ray", "_no_report")
+@pytest.mark.usefixtures("local_ray", "_no_report")
 def test_detection_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": (KINKED,), "split": "test", "limit": 12, "directions": 4, "scales": "1.02,2", "top": 3}
     assert run_detection(tmp_path, options, RUN, quiet=True) == 0

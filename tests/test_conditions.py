@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 import raysense
 from raysense.digits import load_digits
-from raysense.engine.runtime import cluster
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
 from raysense.options import RunOptions
@@ -54,12 +52,6 @@ from raysense.studies.training import train
 from raysense.training import Adam, Sgd
 train(eval(sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with cluster(RunOptions(workers=1)):
-        yield
 
 
 @pytest.fixture
@@ -251,7 +243,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(tmp_path: Path) -> None:
     assert isinstance(error, UsageError), "a task's own errors are values"
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_trainings_go_on_in_another_process(tmp_path: Path, dropping: str) -> None:
     recipe = Recipe(36, 32, Sgd(0.01, 0.99, 0.9), seed=0)
     first = TrainingTask(dropping, "digits", ("train",), None, recipe, str(tmp_path / "first"))
@@ -278,7 +270,7 @@ def test_trainings_go_on_in_another_process(tmp_path: Path, dropping: str) -> No
     assert train_all({"first": first, "second": second}, RunOptions(address="127.0.0.1:1")) == results, "all is done"
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_a_training_that_kills_its_process_is_given_up_on(tmp_path: Path) -> None:
     file = tmp_path / "fatal.py"
     file.write_text(
@@ -333,7 +325,7 @@ def rows(directories: list[Path], query: str) -> list[dict[str, Any]]:
         return database.query(query).rows()
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     reports: list[list[str]] = []
     monkeypatch.setattr(

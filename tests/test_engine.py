@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,20 +14,11 @@ from plugin_scans import NumbersScan
 from processes import committed, finish, kill, rows, start_driver, wait_for, worker_processes
 
 import raysense
-from raysense.engine.runtime import cluster
 from raysense.errors import RaysenseError, ScanFailed, UsageError
-from raysense.options import RunOptions
 from raysense.store.store import Store
 
 KIND = NumbersScan.kind
 TWO = {"workers": 2}
-
-
-@pytest.fixture(scope="class")
-def ray() -> Iterator[None]:
-    """One local Ray for the tests that do not harm it."""
-    with cluster(RunOptions()):
-        yield
 
 
 def squares(location: Path | str, items: int) -> None:
@@ -37,7 +26,27 @@ def squares(location: Path | str, items: int) -> None:
     assert {number: row["square"] for number, row in found.items()} == {n: n * n for n in range(items)}
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("no_ray")
+def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it leaves a token in the home directory, and in this process
+    ray.init(address="local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        assert raysense.scan(KIND, tmp_path / "s", items=200, seconds=0.2).complete
+    finally:
+        ray.shutdown()
+    devices = {(row["worker"], row["device"]) for row in rows(tmp_path / "s", "units", "unit").values()}
+    assert {device for _, device in devices} == {"gpu 0", "gpu 1", "gpu 2"}
+    assert len(devices) == 3
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no Ray cluster answers"):
+        raysense.scan(KIND, tmp_path / "s", run={"workers": 1, "address": "127.0.0.1:1"}, items=8)
+
+
+@pytest.mark.usefixtures("local_ray")
 class TestOneCluster:
     def test_every_unit_once(self, tmp_path: Path) -> None:
         outcome = raysense.scan(KIND, tmp_path / "s", run=TWO, items=403)
@@ -153,19 +162,6 @@ def test_terminated_like_a_spot_machine(tmp_path: Path) -> None:
     assert committed(tmp_path / "s") == outcome["committed"]
 
 
-def test_every_actor_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it leaves a token in the home directory, and in this process
-    ray.init(address="local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
-    try:
-        assert raysense.scan(KIND, tmp_path / "s", items=200, seconds=0.2).complete
-    finally:
-        ray.shutdown()
-    devices = {(row["worker"], row["device"]) for row in rows(tmp_path / "s", "units", "unit").values()}
-    assert {device for _, device in devices} == {"gpu 0", "gpu 1", "gpu 2"}
-    assert len(devices) == 3
-
-
 def test_killed_workers(tmp_path: Path) -> None:
     chance = random.Random(1)
     driver = start_driver("scan", kind=KIND, out=str(tmp_path / "s"), run=TWO, items=400, seconds=0.03)
@@ -180,6 +176,7 @@ def test_killed_workers(tmp_path: Path) -> None:
     squares(tmp_path / "s", 400)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_killed_driver_then_resume(tmp_path: Path) -> None:
     chance = random.Random(1)
     driver = start_driver("scan", kind=KIND, out=str(tmp_path / "s"), run=TWO, items=200, seconds=0.03)
@@ -190,30 +187,9 @@ def test_killed_driver_then_resume(tmp_path: Path) -> None:
     driver.wait()
     assert 0 < committed(tmp_path / "s") < 50
     # The killed driver's Ray lingers a little; its workers may commit one more unit each, which does no harm.
-    assert finish(start_driver("resume", out=str(tmp_path / "s"), run={"workers": 1}))["committed"] == 50
+    assert raysense.resume(tmp_path / "s", run={"workers": 1}).committed == 50
     squares(tmp_path / "s", 200)
     assert not list((tmp_path / "s").rglob("*.tmp"))
     for pid in started:
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGKILL)
-
-
-def test_interrupted_with_ctrl_c(tmp_path: Path, command: str) -> None:
-    out = tmp_path / "s"
-    driver = start_driver("scan", kind=KIND, out=str(out), run=TWO, items=400, seconds=0.05)
-    wait_for(lambda: committed(out) >= 5)
-    os.killpg(driver.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
-    outcome = finish(driver, timeout=40)
-    assert 5 <= outcome["committed"] < 100
-    assert outcome["committed"] == committed(out)
-    assert raysense.status(out).running is False
-    finished = subprocess.run(
-        [command, "resume", str(out), "--workers", "2"], capture_output=True, text=True, check=True
-    )
-    assert "100 units are in" in finished.stdout
-    squares(out, 400)
-
-
-def test_no_cluster_at_the_address(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no Ray cluster answers"):
-        raysense.scan(KIND, tmp_path / "s", run={"workers": 1, "address": "127.0.0.1:1"}, items=8)

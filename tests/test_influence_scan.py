@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ import torch
 from in_process import prepared
 from networks import of_input
 from PIL import Image
-from processes import committed, finish, kill, rows, start_driver, wait_for
+from processes import committed, kill, rows, start_driver, wait_for
 
 import raysense
 from raysense.api import create_store
 from raysense.datasets import open_data
-from raysense.engine.runtime import cluster
 from raysense.engine.worker import Worker
 from raysense.errors import UsageError
 from raysense.measures.influence import exact_influence
 from raysense.models import load_model
-from raysense.options import ComputeOptions, RunOptions
+from raysense.options import ComputeOptions
 from raysense.scans import Unit, get_scan
 from raysense.scans.influence import InfluenceScan, InfluenceSpec
 from raysense.store.store import Store
@@ -76,12 +74,6 @@ def batch_dependent():
         def forward(self, x): return super().forward(x - x.mean(0, keepdim=True))
     return Mean()
 '''
-
-
-@pytest.fixture(scope="class")
-def _ray() -> Iterator[None]:
-    with cluster(RunOptions()):
-        yield
 
 
 @pytest.fixture
@@ -149,7 +141,7 @@ def test_published_rule_differs_and_needs_the_exact_method() -> None:
         raysense.scan("influence", "unused", **DIGITS, rank_rule="published", method="certified")
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 class TestOnRay:
     def test_workers_batches_and_units_do_not_change_the_numbers(self, tmp_path: Path) -> None:
         results = []
@@ -299,6 +291,7 @@ def computed_here(**spec: Any) -> dict[str, pa.Table]:
     return scan.open(prepared, options).compute(Unit("all", 0, prepared.listing.num_rows))
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     """SIGKILL of a worker and then of the driver in the middle of a real scan; finished with other workers and batches."""
     spec: dict[str, Any] = {
@@ -325,8 +318,8 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     interrupted = committed(out)
     assert interrupted < units
     time.sleep(0.1)
-    resumed = finish(start_driver("resume", out=str(out), run={"workers": 1, "worker_cpus": 1, "batch_size": 5}))
-    assert resumed["committed"] == resumed["units"] == units
+    resumed = raysense.resume(out, run={"workers": 1, "worker_cpus": 1, "batch_size": 5})
+    assert resumed.committed == resumed.units == units
     for table in ("samples", "influence"):
         one = {row["sample_id"]: row for row in undisturbed[table].to_pylist()}
         other = rows(out, table, "sample_id")

@@ -93,30 +93,47 @@ def test_digits_network() -> None:
     assert model.module.output.bias is not None
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    for split in ("train", "test"):
+        found = digits.load_digits(split)
+        np.testing.assert_array_equal(found.images[:, 0] * 16, bundled.images[found.index])
+        np.testing.assert_array_equal(found.labels, bundled.target[found.index])
+
+
 def test_digits_training_is_deterministic_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYSENSE_CACHE", str(tmp_path))
     torch.manual_seed(1)
     with torch.no_grad():
-        first = digits.trained_digits().state_dict()
+        first = digits.trained_digits()  # perhaps by another process of this test run
     torch.manual_seed(2)
-    second = digits.train_digits().state_dict()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    (file,) = tmp_path.iterdir()
-    monkeypatch.setattr(digits, "train_digits", lambda seed: pytest.fail("trained again"))
-    digits.trained_digits()
-    monkeypatch.undo()
+    trained = digits.train_digits()
+    assert all(torch.equal(first.state_dict()[key], trained.state_dict()[key]) for key in first.state_dict())
     monkeypatch.setenv("RAYSENSE_CACHE", str(tmp_path))
+    calls: list[int] = []
+    monkeypatch.setattr(digits, "train_digits", lambda seed: calls.append(seed) or trained)
+
+    def again() -> None:
+        found = digits.trained_digits().state_dict()
+        assert all(torch.equal(found[key], trained.state_dict()[key]) for key in found)
+
+    again()
+    (file,) = tmp_path.iterdir()
+    again()
+    assert calls == [0], "trained once"
     for damaged in (b"", b"junk", file.read_bytes()[:5000]):
         file.write_bytes(damaged)
         with pytest.warns(UserWarning, match="is damaged"):
-            third = digits.trained_digits().state_dict()
-        assert all(torch.equal(first[key], third[key]) for key in first)
+            again()
         assert list(tmp_path.iterdir()) == [file]
+    assert calls == [0] * 4
 
 
 def test_digits_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAYSENSE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(digits, "train_digits", lambda seed: digits.DigitsNet())
     with pytest.warns(UserWarning, match="cannot be cached.*set RAYSENSE_CACHE"):
         digits.trained_digits()
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from in_process import Here
 
 import raysense
+from raysense.cli import main
 from raysense.errors import UsageError
 from raysense.models import load_model
 from raysense.options import ComputeOptions
@@ -248,17 +249,16 @@ def test_what_many_corners_cost_is_said() -> None:
     assert any("score up to 768 corners" in note for note in prepared.notes)
 
 
-def test_from_the_command_line_to_sql(command: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_from_the_command_line_to_sql(tmp_path: Path) -> None:
     out = tmp_path / "scan"
     arguments = [
         *("--model", NETWORK, "--shapes", "procedural?variants=1", "--classes", "cup=1,chair=2", "--size", "16"),
         *("--maps", "azimuth:120,elevation:50", "--initial", "2", "--evaluations", "60"),
         *("--workers", "1", "--worker-cpus", "1"),
     ]
-    done = subprocess.run(
-        [command, "scan", "semantic", *arguments, "--out", str(out), "--quiet"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["scan", "semantic", *arguments, "--out", str(out), "--quiet"])
+    assert done.exit_code == 0, done.output
     facts = json.loads((out / "scan.json").read_text())["facts"]
     assert [axis["name"] for axis in facts["space"]["axes"]] == ["azimuth", "elevation"]
     with raysense.open_results(out) as database:
@@ -270,6 +270,7 @@ def test_from_the_command_line_to_sql(command: str, tmp_path: Path) -> None:
     assert "azimuth" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_the_study_of_several_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from in_process import scanned
 from shared_data import shared_data
 from stored import read_table
 from torch import Tensor
 
 import raysense
 from raysense.datasets import open_data
-from raysense.engine.runtime import cluster
 from raysense.errors import UsageError
 from raysense.measures.layer_inputs import LayerInputs, find_layers
 from raysense.models import load_model
-from raysense.options import ComputeOptions, RunOptions
+from raysense.options import ComputeOptions
 from raysense.scans.significance import SignificanceScan, SignificanceSpec
 from raysense.store.store import Store
 
@@ -70,12 +69,6 @@ def bare():
         def forward(self, x): return x.flatten(1)[:, :4]
     return Bare()
 """
-
-
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with cluster(RunOptions()):
-        yield
 
 
 @pytest.fixture
@@ -193,16 +186,15 @@ def test_units_are_runs_of_one_class() -> None:
     assert prepared.facts["model"]["layers"] == ["hidden", "output"]
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_tables_are_bit_identical_whatever_the_batch_size_and_the_workers(tmp_path: Path) -> None:
     spec = {**DIGITS, "layers": "conv2,output", "activations": 3, "unit_size": 40}
     _, here = compute_here(batch_size=1, **spec)
-    for workers, batch_size in ((1, 7), (2, "auto"), (2, 3)):
-        out = tmp_path / f"run-{workers}-{batch_size}"
-        assert raysense.scan("significance", out, run={"workers": workers, "batch_size": batch_size}, **spec).complete
-        store = Store.open(str(out))
+    one = scanned("significance", tmp_path / "one", ComputeOptions(batch_size=7), **spec)
+    assert raysense.scan("significance", tmp_path / "two", run={"workers": 2, "batch_size": "auto"}, **spec).complete
+    for store in (one, Store.open(tmp_path / "two")):
         for name in TABLES:
-            assert read_table(store, name).equals(here[name]), (workers, batch_size, name)
+            assert read_table(store, name).equals(here[name]), (store.name, name)
 
 
 def test_sums_for_the_ablations() -> None:

@@ -6,7 +6,6 @@ import json
 import pickle
 import runpy
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from in_process import Here
 import raysense
 from raysense.datasets import open_data
 from raysense.digits import load_digits
-from raysense.engine.runtime import cluster
 from raysense.errors import RaysenseError, UsageError
 from raysense.models import load_model
-from raysense.options import RunOptions
 from raysense.references import absolute_reference
 from raysense.scans.influence import InfluenceSpec
 from raysense.studies.architectures import run_architectures
@@ -42,12 +39,6 @@ from raysense.training import Adam
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = "raysense.studies.networks"
 RUN = {"workers": 1, "worker_cpus": 1, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with cluster(RunOptions(workers=1)):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +295,7 @@ def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysense.studies.study.write_report", lambda directories, page, run_code: [page])
 
 
-@pytest.mark.usefixtures("_ray", "_no_report")
+@pytest.mark.usefixtures("local_ray", "_no_report")
 def test_outlier_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"limit": 200, "epochs": 12, "model": f"{NETWORKS}:plain?width=8", "learning_rate": 0.01, "fraction": 0.1}
     assert run_outliers(tmp_path, options, RUN, quiet=True) == 0
@@ -375,7 +366,7 @@ def test_outliers_are_overlapped_at_the_size_of_the_model(tmp_path: Path) -> Non
     assert source.reader(source.list().table).read(1350).shape == (1, 6, 6)
 
 
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_architecture_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": [f"{NETWORKS}:plain?width=4", f"{NETWORKS}:residual?width=4"], "limit": 6, "layers": 2}
     assert run_architectures(tmp_path, options, RUN, quiet=True) == 0
@@ -392,7 +383,7 @@ def test_architecture_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((tmp_path / "plain" / "scan.json").read_text())["spec"]["split"] == ["train"]
 
 
-@pytest.mark.usefixtures("_ray", "_no_report")
+@pytest.mark.usefixtures("local_ray", "_no_report")
 def test_train_test_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": [f"{NETWORKS}:plain?width=4"], "limit": 6}
     assert run_train_test(tmp_path, options, RUN, quiet=True) == 0
@@ -404,7 +395,7 @@ def test_train_test_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert percentiles == ["75", "80", "85", "90", "95", "98", "99", "100"]
 
 
-@pytest.mark.usefixtures("_ray", "_no_report")
+@pytest.mark.usefixtures("local_ray", "_no_report")
 def test_pixel_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": f"{NETWORKS}:plain?width=4", "limit": 20, "top": 2, "correct": False, "scales": "1,3"}
     assert run_pixels(tmp_path, options, RUN, quiet=True) == 0
