@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -100,12 +101,18 @@ def test_status_and_resume_of_a_finished_scan(run: Run, digits: Path) -> None:
 
 
 def test_sql_formats(run: Run, digits: Path, tmp_path: Path) -> None:
+    def output(*arguments: object, **options: Any) -> str:
+        """Of the command in this process, where it starts at once."""
+        result = CliRunner().invoke(main, ["sql", *map(str, arguments)], **options)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
     query = "SELECT split, count(*) AS n FROM samples GROUP BY split ORDER BY split"
-    assert "test" in run("sql", digits, query).stdout
+    assert "test" in output(digits, query)
     assert list(csv.DictReader(io.StringIO(run("sql", digits, query, "--format", "csv").stdout))) == [
         {"split": "test", "n": "80"}, {"split": "train", "n": "80"},
     ]  # fmt: skip
-    assert json.loads(run("sql", digits, query, "--format", "json").stdout)[0] == {"split": "test", "n": 80}
+    assert json.loads(output(digits, query, "--format", "json"))[0] == {"split": "test", "n": 80}
     with open(tmp_path / "r.parquet", "wb") as file:
         subprocess.run(
             [Path(sys.executable).parent / "raysense", "sql", digits, query, "--format", "parquet"],
@@ -117,10 +124,10 @@ def test_sql_formats(run: Run, digits: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(digits, other)
     padded = f"SELECT '{'x' * 300}' AS x FROM samples LIMIT 1"
-    assert "xxx" in run("sql", digits, padded).stdout
-    both = run("sql", digits, other, "SELECT DISTINCT scan FROM influence", "--format", "json").stdout
+    assert "xxx" in output(digits, padded)
+    both = output(digits, other, "SELECT DISTINCT scan FROM influence", "--format", "json")
     assert len(json.loads(both)) == 2
-    assert len(json.loads(run("sql", digits, "FROM fi_outliers(n := 3)", "--format", "json").stdout)) == 3
+    assert len(json.loads(output(digits, "FROM fi_outliers(n := 3)", "--format", "json"))) == 3
 
 
 def test_report_and_export(run: Run, digits: Path, tmp_path: Path) -> None:
