@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -23,11 +25,17 @@ from raysense.engine.runtime import cluster
 from raysense.errors import ScanFailed, UsageError
 from raysense.options import ComputeOptions, RunOptions
 from raysense.passes import METER
+from raysense.planning.calibration import calibrate
+from raysense.planning.costs import LEVEL, interval
 from raysense.planning.display import amount, bytes_text, duration, print_plan, recommendation
-from raysense.planning.figures import write_figure
+from raysense.planning.estimate import unit_costs
+from raysense.planning.figures import plan_figure, write_figure
+from raysense.planning.fleet import ClusterModel
 from raysense.planning.options import PlanOptions
 from raysense.planning.plan import Plan
 from raysense.planning.probe import Probe, Request
+from raysense.planning.scaling import FEWEST_RUNS
+from raysense.planning.simulation import simulate, work_of
 from raysense.scans import Computer, Prepared, Unit
 from raysense.validation import validated
 
@@ -50,6 +58,26 @@ class ItemsComputer(NumbersComputer):
     def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
         time.sleep(self._spec.seconds * (unit.size - 0.5))
         METER.add(3 * unit.size)
+        return super().compute(unit, upcoming)
+
+
+class TasksScan(ItemsScan):
+    """Every other item is a task of another kind, which takes nine passes and not three; one fails."""
+
+    kind = f"{Path(__file__).resolve()}:TasksScan"
+
+    def prepare(self, options: ComputeOptions) -> Prepared:
+        found = super().prepare(options)
+        tasks = pa.array(["map" if row % 2 else "regions" for row in range(self.spec.items)])
+        return Prepared(found.listing.append_column("task", tasks), found.facts, found.unit_size)
+
+    def open(self, prepared: Prepared, options: ComputeOptions) -> Computer:
+        return TasksComputer(self.spec, prepared)
+
+
+class TasksComputer(ItemsComputer):
+    def compute(self, unit: Unit, upcoming: Unit | None = None) -> dict[str, pa.Table]:
+        METER.add(6 * sum(row % 2 for row in range(unit.start, unit.stop)))
         return super().compute(unit, upcoming)
 
 
@@ -116,6 +144,20 @@ def test_estimate_is_what_a_scan_then_writes_and_takes(plan: Plan, tmp_path: Pat
     assert wall / 3 < simulated < 3 * wall  # both are taken on a machine that others use
 
 
+@pytest.mark.usefixtures("ray")
+def test_every_kind_of_task_is_calibrated_by_its_share() -> None:
+    spec = NumbersSpec(items=24, unit_size=1, raising=(0,))
+    scan = TasksScan(spec)
+    done = calibrate(TasksScan.kind, scan, scan.prepare(ComputeOptions()), validated(PlanOptions, {"gpus": 1, **LOCAL}))
+    assert done.complete
+    assert set(done.errors) == {"ValueError: unit 0 always fails"}
+    alone = [piece.start % 2 for piece in done.pieces if piece.items == 1]
+    assert {0, 1} == set(alone)
+    passes = unit_costs(done, 0.0, 0).passes.total(24, 24)
+    assert passes.low <= 12 * 3 + 12 * 9 <= passes.high
+    assert passes.value == pytest.approx(144, rel=0.25)
+
+
 def test_curve_and_money(plan: Plan) -> None:
     assert [point.gpus for point in plan.curve] == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
     assert [point.gpus for point in plan.asked] == [2, 1]
@@ -180,21 +222,26 @@ def test_plan_is_printed_drawn_and_json(plan: Plan, tmp_path: Path) -> None:
     assert "no machine is lost" in text.getvalue()
     write_figure(plan, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    free = dataclasses.replace(plan, options=plan.options.model_copy(update={"price": 0.0}))
+    assert [axes.get_title() for axes in plan_figure(free).axes] == ["Wall time", "Worker hours paid"]
     document = json.loads(json.dumps(plan.as_dict()))
     assert document["options"]["gpus"] == [2, 1]
     assert document["cluster"]["opening"] == plan.cluster.opening
     assert document["asked"][0]["money"]["value"] > 0
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 200])
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 def test_no_figure_is_cut_off(plan: Plan, width: int) -> None:
     text = io.StringIO()
+    dear = [dataclasses.replace(point, money=point.gpu_hours.scaled(1e8)) for point in plan.curve]
+    plan = dataclasses.replace(plan, curve=tuple(dear))
     print_plan(plan, Console(file=text, width=width))
     lines = [line for line in text.getvalue().splitlines() if line.startswith(("│", "┃"))]
     assert max(map(len, lines)) <= width
     assert not [line for line in lines if "…" in line]
     assert any(line.split()[1] == "1,000" for line in lines)
     assert ("computing" in text.getvalue()) == (width >= 120)
+    assert text.getvalue().count("80% interval") == (3 if width >= 80 else 1)
 
 
 @pytest.mark.usefixtures("ray")
@@ -228,6 +275,28 @@ def test_misuse_is_one_sentence(arguments: str, message: str) -> None:
     assert message in result.stderr
     assert result.stderr.startswith("raysense: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_losses_that_no_scan_would_survive_are_refused() -> None:
+    model = ClusterModel(opening=5, loss_rate=1e6, notice=0)
+    with pytest.raises(UsageError, match=r"loss_rate 1e\+06: the scan would hardly end"):
+        simulate(work_of([1] * 100, np.ones(100), 4), 4, model)
+
+
+def test_machines_that_take_days_to_come_are_not_simulated_second_by_second() -> None:
+    began = time.process_time()
+    run = simulate(work_of([1] * 20, np.ones(20), 4), 4, ClusterModel(startup=1e6, startup_spread=0, opening=5))
+    assert run.wall == pytest.approx(1e6 + 10, rel=1e-3)
+    assert time.process_time() - began < 2
+
+
+def test_intervals_hold_another_simulation_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    for count in (FEWEST_RUNS, 24):
+        values = rng.normal(size=(4000, count + 1))
+        found = [interval(row[:-1]) for row in values]
+        inside = [each.low <= value <= each.high for each, value in zip(found, values[:, -1], strict=True)]
+        assert np.mean(inside) == pytest.approx(LEVEL, abs=0.02)
 
 
 def test_unknown_options_are_refused_in_python() -> None:

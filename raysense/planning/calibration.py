@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
@@ -18,6 +18,7 @@ from raysense.engine.run import compute_options
 from raysense.engine.runtime import cluster, place
 from raysense.errors import ScanFailed
 from raysense.planning.options import PlanOptions
+from raysense.planning.places import Pieces, scattered
 from raysense.planning.probe import Measured, Probe, ProbeOpened, Request
 from raysense.scans import Prepared, Scan, Unit, absolute_kind
 
@@ -77,7 +78,8 @@ class Calibration:
         batch_size: Items per batch at the end.
         memory: Largest memory of the device, in bytes.
         seconds: Time that computing all the pieces took.
-        complete: Whether all the pieces wanted were computed within the time.
+        complete: Whether there was time for all the pieces wanted.
+        errors: What pieces raised that could not be computed, in a line each.
     """
 
     device: str
@@ -95,6 +97,7 @@ class Calibration:
     memory: int
     seconds: float
     complete: bool
+    errors: tuple[str, ...]
 
     @property
     def first_seconds(self) -> float:
@@ -147,13 +150,12 @@ class _Measuring:
 
     def __init__(self, actor: Any, scan: Scan, prepared: Prepared, options: PlanOptions) -> None:
         self._actor = actor
-        self._scan = scan
         self._prepared = prepared
         self._options = options
         self._began = time.monotonic()
         self._latest: Measured | None = None
-        self._error = ""
-        self._known: dict[int, Sequence[Unit]] = {}
+        self._errors: list[str] = []
+        self._pieces = Pieces(scan, prepared)
         self._places = (options.units + 1) // 2
 
     def run(self, opened: ProbeOpened, starting: float, waited: float) -> Calibration:
@@ -161,20 +163,26 @@ class _Measuring:
         size = self._prepared.unit_size
         warm_up = []
         for part in (0.0, 0.5):
-            warm_up += self._measured(-1, self._at(max(1, size // _WARM_UP_PARTS), part))
+            warm_up += self._measured(-1, self._pieces.at(max(1, size // _WARM_UP_PARTS), part))
         warm_up += self._settled(self._affordable(warm_up))
         affordable = self._affordable(warm_up)
         plan = self._plan(affordable)
         pieces: list[Piece] = []
+        complete = True
         for index, (place_number, unit) in enumerate(plan):
             if self._left() <= _seconds_each([*warm_up, *pieces]) * unit.size:
+                complete = False
                 break
             upcoming = plan[index + 1][1] if index + 1 < len(plan) else None
             pieces += self._measured(place_number, unit, upcoming)
         if not pieces and warm_up:
             pieces = [replace(warm_up.pop(), place=0)]
         if not pieces or self._latest is None:
-            why = self._error or f"not one was done within {_OVERRUN * self._options.seconds:g} s; raise --seconds"
+            why = (
+                self._errors[-1]
+                if self._errors
+                else f"not one was done within {_OVERRUN * self._options.seconds:g} s; raise --seconds"
+            )
             raise ScanFailed(f"no piece of the scan could be computed: {why}")
         return Calibration(
             opened.device,
@@ -191,7 +199,8 @@ class _Measuring:
             self._latest.batch_size,
             self._latest.memory,
             time.monotonic() - self._began,
-            len(pieces) == len(plan),
+            complete,
+            tuple(self._errors),
         )
 
     def _affordable(self, done: Sequence[Piece]) -> int:
@@ -208,7 +217,7 @@ class _Measuring:
         until = self._left() * (1 - _WARM_UP_SHARE)
         for number in range(_WARM_UP_UNITS):
             before = None if self._latest is None else self._latest.batch_size
-            found += self._measured(-1, self._at(size, (number + 0.25) / _WARM_UP_UNITS))
+            found += self._measured(-1, self._pieces.at(size, (number + 0.25) / _WARM_UP_UNITS))
             if self._latest is None or self._latest.batch_size == before or self._left() < until:
                 break
         return found
@@ -216,14 +225,16 @@ class _Measuring:
     def _plan(self, largest: int) -> list[tuple[int, Unit]]:
         """The pieces with the number of their place: at each a large one, and a smaller one beside it."""
         plan = []
-        for turn, number in enumerate(_scattered(self._places)):
-            whole = self._at(largest, (number + 0.5) / self._places)
+        rng = np.random.default_rng(self._options.seed)
+        for turn, number in enumerate(scattered(self._places)):
+            # Somewhere in its part of the listing: steps of one length may always meet the same in a listing that repeats.
+            whole = self._pieces.at(largest, (number + rng.random()) / self._places)
             plan.append((number, whole))
             part = 2 if turn % 2 else 4
-            # Units of one item tell nothing of what a unit takes besides, so that larger ones lie beside them.
-            small = part if self._prepared.unit_size == 1 else max(1, largest // part)
+            # Pieces of one item tell nothing of what a unit takes besides, so that larger ones lie beside them.
+            small = part if largest == 1 else max(1, largest // part)
             if len(plan) < self._options.units and small != largest:
-                plan.append((number, self._beside(whole, small)))
+                plan.append((number, self._pieces.beside(whole, small)))
         return plan
 
     def _measured(self, place_number: int, unit: Unit, upcoming: Unit | None = None) -> list[Piece]:
@@ -236,7 +247,7 @@ class _Measuring:
         except GetTimeoutError:
             return []
         if not found.reply.committed:
-            self._error = found.reply.error
+            self._errors.append(found.reply.error)
             return []
         self._latest = found
         return [
@@ -256,36 +267,10 @@ class _Measuring:
     def _left(self) -> float:
         return self._options.seconds - (time.monotonic() - self._began)
 
-    def _units(self, size: int) -> Sequence[Unit]:
-        """The units that the scan would have, were they of this size."""
-        if size not in self._known:
-            self._known[size] = self._scan.units(replace(self._prepared, unit_size=size))
-        return self._known[size]
-
-    def _at(self, size: int, part: float) -> Unit:
-        """A piece at a part, from 0 to 1, of the listing."""
-        units = self._units(size)
-        return units[min(int(part * len(units)), len(units) - 1)]
-
-    def _beside(self, unit: Unit, size: int) -> Unit:
-        """A piece after another one; before it, or of it, where there is none."""
-        units = self._units(size)
-        after = bisect_left([each.start for each in units], unit.stop)
-        if after < len(units):
-            return units[after]
-        return units[max(0, bisect_left([each.stop for each in units], unit.start + 1) - 1)]
-
 
 def _seconds_each(done: Sequence[Piece]) -> float:
     """Time of an item in the latest piece; 0 where there is none."""
     return (done[-1].seconds + done[-1].publishing) / done[-1].items if done else 0.0
-
-
-def _scattered(count: int) -> list[int]:
-    """The numbers below ``count`` in an order of which every beginning is spread evenly."""
-    digits = max(1, (count - 1).bit_length())
-    turned = (int(f"{number:0{digits}b}"[::-1], 2) for number in range(2**digits))
-    return [number for number in turned if number < count]
 
 
 def _end(actor: Any, opened: ProbeOpened | None) -> None:

@@ -105,8 +105,8 @@ def residuals(line: Line, sizes: Sequence[int], values: Sequence[float]) -> Floa
 
 
 def interval(values: Sequence[float] | Floats) -> Interval:
-    """Median and quantiles of simulated values."""
-    low, middle, high = (float(value) for value in np.quantile(np.asarray(values), _QUANTILES))
+    """Median, and between which simulated values another one lies with probability `LEVEL`, from nine values on."""
+    low, middle, high = (float(value) for value in np.quantile(np.asarray(values), _QUANTILES, method="weibull"))
     return Interval(middle, low, high)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raysense.engine.crew import Draining, Event, Lost, Opened, Replied, Reply
+from raysense.errors import UsageError
 from raysense.options import ComputeOptions
 from raysense.planning.fleet import Clock, ClusterModel, Fleet, Machine, varied
 from raysense.scans.base import Unit
@@ -115,6 +116,7 @@ class SimulatedCrew:
         faults: What goes wrong with units; None for nothing.
         patience: Time that passes at the least where nothing happens, s, whatever the dispatcher asks for: it need not
             look for hung units a thousand times while one is computed.
+        most_machines: Machines that may be ordered.
     """
 
     poll = math.inf
@@ -126,12 +128,14 @@ class SimulatedCrew:
         seed: int = 0,
         faults: Faults | None = None,
         patience: float = 0.0,
+        most_machines: float = math.inf,
     ) -> None:
         self._work = work
         self._model = model
         self._rng = random.Random(seed)
         self._faults = faults
         self._patience = patience
+        self._most_machines = most_machines
         self._clock = Clock()
         self._events: list[Event] = []
         self._members: dict[str, _Member] = {}
@@ -152,9 +156,18 @@ class SimulatedCrew:
         return self._clock.now
 
     def hire(self, worker: str, compute: ComputeOptions) -> None:
-        """Request a worker: it opens once its machine is up."""
+        """Request a worker: it opens once its machine is up.
+
+        Raises:
+            UsageError: more machines were lost than a scan that gets anywhere loses.
+        """
         machine = self.fleet.place(worker)
         member = self._members[worker] = _Member(worker, machine)
+        if self.fleet.ordered > self._most_machines:
+            raise UsageError(
+                f"loss_rate {self._model.loss_rate:g}: the scan would hardly end, {self.fleet.lost:,} simulated machines "
+                "were taken away before it had; assume fewer losses, or plan with a smaller unit_size"
+            )
         if machine.up is not None:
             self._open(member)
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raysense.planning.costs import Interval
 from raysense.planning.plan import Plan
-from raysense.planning.scaling import Point, SizePoint
+from raysense.planning.scaling import FEWEST_RUNS, Point, SizePoint
 from raysense.query.display import UNBOUNDED_WIDTH
 
 _WORTH = 0.02
@@ -62,7 +62,9 @@ def assumptions(plan: Plan) -> str:
         f"{model.straggler_factor:g} times as long; workers ready after {duration(model.opening)} (measured, spread "
         f"{model.opening_spread:.0%}), units published in {duration(model.publishing)} ({options.latency:g} s a file, or "
         f"as measured), {1e3 * model.dispatch:g} ms of the driver a unit; units take times as measured, at random; the "
-        f"head, storage and traffic are not in the price; intervals are the 10% to 90% quantiles; seed {options.seed}"
+        f"head, storage and traffic are not in the price; intervals hold four of five outcomes, by what the calibration "
+        f"and these chances leave open, not where machines are slower at another time; none where fewer than {FEWEST_RUNS} "
+        f"simulations were made; seed {options.seed}"
     )
 
 
@@ -125,55 +127,62 @@ def _estimate_table(plan: Plan) -> Table:
     return table
 
 
-def _curve_table(plan: Plan, shares: bool) -> Table:
+def _curve_table(plan: Plan, detail: int) -> Table:
     asked = {point.gpus for point in plan.asked}
-    table = _runs_table(plan, "Scaling", [_workers(plan, 2)], shares)
+    table = _runs_table(plan, "Scaling", [_workers(plan, 2)], detail)
     for point in plan.curve:
-        table.add_row(f"{point.gpus:,}", *_cells(plan, point, shares), style="bold" if point.gpus in asked else None)
+        table.add_row(f"{point.gpus:,}", *_cells(plan, point, detail), style="bold" if point.gpus in asked else None)
     return table
 
 
-def _sizes_table(plan: Plan, shares: bool) -> Table:
+def _sizes_table(plan: Plan, detail: int) -> Table:
     gpus = plan.asked[0].gpus
-    table = _runs_table(plan, f"Unit sizes on {gpus} {_workers(plan, gpus)}", ["unit\nsize", "units"], shares)
+    table = _runs_table(plan, f"Unit sizes on {gpus} {_workers(plan, gpus)}", ["unit\nsize", "units"], detail)
     for size in plan.sizes:
         table.add_row(
             f"{size.unit_size:,}",
             f"{size.units:,}",
-            *_cells(plan, size.point, shares),
+            *_cells(plan, size.point, detail),
             style="bold" if size.unit_size == plan.estimate.unit_size else None,
         )
     return table
 
 
-def _runs_table(plan: Plan, title: str, first: Sequence[str], shares: bool) -> Table:
-    """A table of simulated runs without rows."""
+def _runs_table(plan: Plan, title: str, first: Sequence[str], detail: int) -> Table:
+    """A table of simulated runs without rows: with intervals from a detail of 1 on, with what hours go to from 2 on."""
     table = Table(title=title, title_justify="left", header_style="bold")
+    interval = [f"{plan.level:.0%} interval"] if detail >= 1 else []
     money = ["money"] if plan.options.price is not None else []
     hours = _hours(plan).replace(" ", "\n")
-    for name in (*first, "wall time", f"{plan.level:.0%} interval", hours, *money, *(_SHARES if shares else ())):
+    for name in (*first, "wall time", *interval, hours, *money, *(_SHARES if detail >= _MOST_DETAIL else ())):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _cells(plan: Plan, point: Point, shares: bool) -> list[str]:
+def _cells(plan: Plan, point: Point, detail: int) -> list[str]:
     """What came of a simulated run."""
+    enough = point.runs >= FEWEST_RUNS
+    interval = f"{duration(point.wall.low)} .. {duration(point.wall.high)}" if enough else ""
     return [
         duration(point.wall.value),
-        f"{duration(point.wall.low)} .. {duration(point.wall.high)}",
+        *([interval] if detail >= 1 else []),
         amount(point.gpu_hours.value),
         *([amount(point.money.value)] if point.money is not None else []),
-        *(_shares(point) if shares else []),
+        *(_shares(point) if detail >= _MOST_DETAIL else []),
     ]
 
 
-def _print_runs(console: Console, made: Callable[[bool], Table]) -> None:
-    """Print a table of runs, without what their hours go to where the console is too narrow for that."""
-    table = made(True)
-    fits = Measurement.get(console, console.options.update(width=UNBOUNDED_WIDTH), table).maximum <= console.width
-    console.print(table if fits else made(False))
+def _print_runs(console: Console, made: Callable[[int], Table]) -> None:
+    """Print a table of runs in as much detail as the console is wide enough for; figures are never cut off."""
+    for detail in range(_MOST_DETAIL, -1, -1):
+        table = made(detail)
+        width = Measurement.get(console, console.options.update(width=UNBOUNDED_WIDTH), table).maximum
+        if width <= console.width or not detail:
+            console.print(table, width=width, crop=False)
+            return
 
 
+_MOST_DETAIL = 2
 _SHARES = ("computing", "units", "starting", "lost", "waiting")
 
 

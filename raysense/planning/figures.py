@@ -59,10 +59,11 @@ def write_figure(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def plan_figure(plan: Plan) -> Figure:
-    """Wall time, and money (GPU hours where no price was given), against the number of GPUs, with bands."""
+    """Wall time, and money (GPU hours where there is no price), against the number of GPUs, with bands."""
     gpus = [point.gpus for point in plan.curve]
     worker = "GPUs" if plan.calibration.on_gpu else "workers"
-    costs = [point.gpu_hours if point.money is None else point.money for point in plan.curve]
+    no_price = not plan.options.price
+    costs = [point.gpu_hours if no_price or point.money is None else point.money for point in plan.curve]
     walls = [point.wall for point in plan.curve]
     with styled():
         figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
@@ -76,10 +77,10 @@ def plan_figure(plan: Plan) -> Figure:
         left.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
         left.yaxis.set_minor_locator(NullLocator())
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-        no_price = plan.options.price is None
         title = f"{'GPU' if plan.calibration.on_gpu else 'Worker'} hours paid" if no_price else "Money"
         _band(right, gpus, costs, ORANGE, "median, 10% to 90%")
         right.set(xscale="log", yscale="log", title=title, xlabel=worker)
+        right.set_ylim(min(cost.low for cost in costs) / 2, 1.4 * max(cost.high for cost in costs))
         right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         right.yaxis.set_minor_locator(NullLocator())
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
@@ -104,13 +105,14 @@ def _mark_asked(axes: Axes, plan: Plan, values: Mapping[int, Interval]) -> None:
     written = duration if falling else amount
     for point in plan.asked:
         value = values[point.gpus].value
+        right = falling or point.gpus == plan.curve[0].gpus  # on the left of the first one are the figures of the axis
         axes.plot([point.gpus], [value], marker="o", markersize=8, markerfacecolor="none", color=RED, zorder=3)
         label = axes.annotate(
             f"{point.gpus:,}: {written(value)}",
             (point.gpus, value),
-            xytext=(6 if falling else -6, 8),
+            xytext=(6 if right else -6, 8 if falling or not right else -13),
             textcoords="offset points",
-            horizontalalignment="left" if falling else "right",
+            horizontalalignment="left" if right else "right",
             color=RED,
             fontsize=8,
         )

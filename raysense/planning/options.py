@@ -59,7 +59,7 @@ class PlanOptions(BaseModel):
     latency: float = Field(
         0.05, ge=0, allow_inf_nan=False, description="time to publish one file, s: an object store's; 0.002 on a disk"
     )
-    seed: int = Field(0, ge=0, description="seed of the simulated cluster")
+    seed: int = Field(0, ge=0, description="seed of the simulated cluster, and of the places calibrated at")
 
     @field_validator("gpus", mode="before")
     @classmethod

@@ -133,8 +133,8 @@ def plan(
         best,
         (
             *prepared.notes,
-            *_few_units(checked.gpus, len(units)),
-            *_notes(calibration, costs, bound.noun, best.unit_size, checked.units),
+            *_few_units(checked.gpus, estimate),
+            *_notes(calibration, costs, bound.noun, min(best.unit_size, estimate.items), checked),
         ),
     )
 
@@ -170,12 +170,17 @@ def _unit_sizes(scan: Scan, prepared: Prepared, gpus: int) -> dict[int, list[int
     return found
 
 
-def _notes(calibration: Calibration, costs: UnitCosts, noun: str, best: int, wanted: int) -> Iterator[str]:
+def _notes(calibration: Calibration, costs: UnitCosts, noun: str, best: int, options: PlanOptions) -> Iterator[str]:
     pieces = calibration.pieces
     if not calibration.on_gpu:
         yield (
             f"calibrated on a worker of this kind: {calibration.device}; times are for such workers, not for GPUs: name "
             "a cluster that has one with --address"
+        )
+    if not calibration.on_gpu and options.worker_cpus == "auto":
+        yield (
+            "a scan divides the cores among its workers, so that fewer of them have more threads each than the one that "
+            "was calibrated; the same --worker-cpus here and there keeps them alike"
         )
     if not calibration.whole:
         yield (
@@ -183,13 +188,18 @@ def _notes(calibration: Calibration, costs: UnitCosts, noun: str, best: int, wan
             f"{calibration.largest}: more --seconds makes the estimate surer"
         )
     if not calibration.complete:
-        yield f"time was up after {len(pieces)} of {wanted} pieces: more --seconds makes the estimate surer"
+        yield f"time was up after {len(pieces)} of {options.units} pieces: more --seconds makes the estimate surer"
     if len({piece.place for piece in pieces}) < 2:
         yield "calibrated at one place of the listing only: no uncertainty can be told"
     if not costs.seconds.separable:
         yield f"all pieces had the same size: what a unit takes besides its {noun} cannot be told, and counts as theirs"
     if best > _EXTRAPOLATED * calibration.largest:
         yield f"units of {best} {noun} were not calibrated, but pieces of up to {calibration.largest}"
+    if calibration.errors:
+        yield (
+            f"{len(calibration.errors)} pieces of the calibration failed, the last with {calibration.errors[-1]!r}; what "
+            "units that fail cost is not in the figures"
+        )
     if calibration.waited > _SLOW_TO_COME:
         yield f"the worker's machine took {calibration.waited:.0f} s to come: compare --startup"
     if bad := sum(piece.bad_items for piece in pieces):
@@ -197,12 +207,10 @@ def _notes(calibration: Calibration, costs: UnitCosts, noun: str, best: int, wan
         yield f"{bad} of {total} {noun} of the calibration could not be computed; the times include them"
 
 
-def _few_units(gpus: Sequence[int], units: int) -> Iterator[str]:
-    if max(gpus) > units:
-        yield (
-            f"more GPUs than units ({units}) have nothing to do, so that the figures stay the same; a smaller --unit-size "
-            "makes more units"
-        )
+def _few_units(gpus: Sequence[int], estimate: Estimate) -> Iterator[str]:
+    if max(gpus) > estimate.units:
+        more = "; a smaller --unit-size makes more units" if estimate.items > estimate.units else ""
+        yield f"more GPUs than units ({estimate.units}) have nothing to do, so that the figures stay the same{more}"
 
 
 def _plain(value: Any) -> Any:

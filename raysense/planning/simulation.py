@@ -19,6 +19,8 @@ from raysense.scans.base import Unit
 _GROUP_SHARE = 12
 _FEWEST_GROUPS = 150
 _WAKES = 4000
+_MACHINES = 300
+_MACHINES_PER_WORKER = 30
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ def simulate(
 
     Raises:
         ScanFailed: no simulated worker could open the scan.
+        UsageError: machines are taken away so fast that the scan would hardly ever end.
     """
     options = options or RunOptions()
     ideal = sum(work.seconds)
-    patience = 0.0 if faults else ideal / workers / _WAKES
-    crew = SimulatedCrew(work, model, seed, faults, patience)
+    patience = 0.0 if faults else (ideal / workers + model.startup + model.opening) / _WAKES
+    most_machines = _MACHINES + _MACHINES_PER_WORKER * workers + sum(work.parts)
+    crew = SimulatedCrew(work, model, seed, faults, patience, most_machines)
     counter = _Duplicates()
     told = counter if observer is None else Observers([counter, observer])
     dispatcher = Dispatcher(crew, _Journal(), options, ComputeOptions(), workers, told)

@@ -1,4 +1,4 @@
-"""The simulation behind `raysense plan`: against real workers, its speed, and the dispatcher through ten thousand units.
+"""`raysense plan` against real scans, of units that sleep and of a network; the speed of its simulation; the dispatcher.
 
 A simulated scan is driven by the dispatcher of real ones; so its speed, its memory and its rules are measured here too,
 at sizes that no machine at hand has.
@@ -20,16 +20,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench_engine import phase
+from bench_engine import TESTS, phase, write_images
 from harness import Verdict, print_title, print_verdict
 from plugin_scans import NumbersScan
+from rich.console import Console
+from stored import read_table
 from test_simulation import check_faulty_run, equal_units
 
 import raysense
 from raysense.engine.crew import Reply
 from raysense.engine.observers import Observer
 from raysense.options import RunOptions
-from raysense.planning.costs import fit_line
+from raysense.planning.costs import Interval, fit_line
+from raysense.planning.display import print_plan
 from raysense.planning.fleet import ClusterModel
 from raysense.planning.plan import Plan
 from raysense.planning.scaling import Scenario, scaling_curve
@@ -40,6 +43,12 @@ from raysense.store.store import Store
 FAULTY_UNITS, FAULTY_WORKERS = 10_000, 64
 CURVE_TARGET = 20.0
 REALITY_TARGET = 0.10
+COMPUTED_TARGET = 0.15
+UNIT_SIZE = 128
+_HOUR = 3600.0
+_MODEL = f"{TESTS / 'zoo' / 'cifar_resnet.py'}:resnet?depth=20"
+HERE = {"startup": 0, "loss_rate": 0, "straggler": "0:1", "latency": 0, "idle": 0}
+"""A cluster that is there, and that nothing happens to: this machine."""
 
 
 def reality(folder: Path, units: int, milliseconds: float, rounds: int) -> list[Verdict]:
@@ -47,8 +56,7 @@ def reality(folder: Path, units: int, milliseconds: float, rounds: int) -> list[
     print_title(f"Simulated against real: {units} units of {milliseconds:g} ms, {rounds} rounds on real workers")
     spec = {"items": 10 * units, "unit_size": 10, "seconds": milliseconds / 1e3}
     verdicts = []
-    here = {"startup": 0, "loss_rate": 0, "straggler": "0:1", "latency": 0, "idle": 0}
-    plan: Plan = raysense.plan(NumbersScan.kind, gpus=(1, 2), options=here, **spec)
+    plan: Plan = raysense.plan(NumbersScan.kind, gpus=(1, 2), options=HERE, **spec)
     for point in plan.asked:
         walls = []
         for number in range(rounds):
@@ -63,6 +71,61 @@ def reality(folder: Path, units: int, milliseconds: float, rounds: int) -> list[
         what = f"simulated wall time on {point.gpus} workers"
         verdicts.append(print_verdict(what, f"{gap:.1%} off", f"< {REALITY_TARGET:.0%}", gap < REALITY_TARGET))
     return verdicts
+
+
+def example(folder: Path, images: int) -> None:
+    """The plan that README.md shows."""
+    print_title(f"A plan: {images} images of 32 x 32 pixels through a ResNet-20, one thread a worker")
+    data = folder / "example.npz"
+    write_images(data, images)
+    options = {"worker_cpus": 1}
+    plan: Plan = raysense.plan("influence", gpus=(64, 8), price=0.05, options=options, model=_MODEL, data=f"npz:{data}")
+    print_plan(plan, Console(width=120))
+
+
+def computed(folder: Path, images: int) -> list[Verdict]:
+    """A network's scan on 1 and 2 workers of one thread each against the plan's, made beforehand, from their first unit."""
+    print_title(f"Planned against real: exact influence of a ResNet-20, {images} images in units of {UNIT_SIZE}")
+    write_images(folder / "data.npz", images)
+    spec = {"model": _MODEL, "data": f"npz:{folder / 'data.npz'}", "unit_size": UNIT_SIZE}
+    plan: Plan = raysense.plan("influence", gpus=(1, 2), options={**HERE, "worker_cpus": 1}, **spec)
+    estimate, done = plan.estimate, plan.calibration
+    work = [_HOUR * (value - estimate.publishing) for value in (estimate.hours.value, *_ends(estimate.hours))]
+    loading = done.starting + done.opening
+    print(f"  calibrated on {done.device} with {len(done.pieces)} pieces in {done.seconds:.1f} s")
+    verdicts, walls = [], []
+    for point in plan.asked:
+        out = folder / f"computed.{point.gpus}"
+        raysense.scan("influence", out, run={"workers": point.gpus, "device": "cpu", "worker_cpus": 1}, **spec)
+        store = Store.open(out)
+        real = phase(store)
+        walls.append(real.wall)
+        wall, low, high = (value - loading for value in (point.wall.value, *_ends(point.wall)))
+        name = f"{point.gpus} {'worker' if point.gpus == 1 else 'workers'}"
+        print(
+            f"  {name}: computing planned {work[0]:.1f} s ({work[1]:.1f} .. {work[2]:.1f}), real {real.computing:.1f} s"
+        )
+        print(f"  {name}: wall time planned {wall:.1f} s ({low:.1f} .. {high:.1f}), real {real.wall:.1f} s")
+        gap = abs(wall / real.wall - 1)
+        what = f"planned wall time of a network's scan on {name}"
+        verdicts.append(print_verdict(what, f"{gap:.1%} off", f"< {COMPUTED_TARGET:.0%}", gap < COMPUTED_TARGET))
+    planned = plan.asked[0].wall.value - loading, plan.asked[1].wall.value - loading
+    print(f"  2 workers against 1: planned {planned[0] / planned[1]:.2f} times as fast, real {walls[0] / walls[1]:.2f}")
+    passes = 0.0 if estimate.passes is None else estimate.passes.value
+    print(f"  passes: planned {passes:,.0f}, real {sum(read_table(store, 'units')['passes'].to_pylist()):,}")
+    written = {
+        table: sum(path.stat().st_size for path in (out / "tables" / table).iterdir()) for table in store.schemas()
+    }
+    for table, size in written.items():
+        print(f"  bytes of table {table}: planned {estimate.table_sizes[table].value:,.0f}, written {size:,}")
+    whole = sum(written.values()) + (out / "listing.arrow").stat().st_size
+    gap = abs(estimate.size.value / whole - 1)
+    print(f"  bytes out with the listing: planned {estimate.size.value:,.0f}, written {whole:,}")
+    return [*verdicts, print_verdict("planned bytes", f"{gap:.2%} off", "< 2%", gap < 0.02)]
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def faults(seeds: int) -> list[Verdict]:
@@ -170,6 +233,8 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
     parser.add_argument("--rounds", type=int, default=3, help="real scans of each number of workers")
     parser.add_argument("--seeds", type=int, default=10, help="runs of the simulations that are repeated")
     parser.add_argument("--units", type=int, default=5000, help="units of the curve")
+    parser.add_argument("--images", type=int, default=4096, help="images of the network's scan")
+    parser.add_argument("--example-images", type=int, default=50_000, help="images of the plan that is printed")
     options = parser.parse_args(arguments)
     verdicts = faults(options.seeds) + memory()
     theory(options.seeds)
@@ -177,6 +242,8 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
     verdicts += curve(options.units)
     with tempfile.TemporaryDirectory() as name:
         verdicts += reality(Path(name), 100, 100.0, options.rounds)
+        verdicts += computed(Path(name), options.images)
+        example(Path(name), options.example_images)
     return verdicts
 
 
