@@ -26,8 +26,14 @@ from typing import Any
 CONTROL = "/_faults"
 KINDS = ("error", "slow_down", "hang", "cut", "lost")
 """500; 503 SlowDown; no answer for a while; connection cut before the request is carried out, and after it."""
+DENIED = "denied"
+"""403 AccessDenied, as without credentials; only where it is asked for."""
 
-_ANSWERS = {"error": ("500 Internal Server Error", "InternalError"), "slow_down": ("503 Slow Down", "SlowDown")}
+_ANSWERS = {
+    "error": ("500 Internal Server Error", "InternalError"),
+    "slow_down": ("503 Slow Down", "SlowDown"),
+    DENIED: ("403 Forbidden", "AccessDenied"),
+}
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Faults:
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        unknown = set(self.kinds) - set(KINDS)
+        unknown = set(self.kinds) - {*KINDS, DENIED}
         if unknown:
             raise ValueError(f"no faults are called {', '.join(sorted(unknown))}")
         self.random = random.Random(self.seed)

@@ -214,6 +214,42 @@ def test_an_export_goes_on_where_its_files_are_removed(tmp_path: Path) -> None:
         assert exported.read_all().to_pylist() == expected
 
 
+STATEMENTS = (
+    "SELECT count(*) AS n FROM squares",
+    "SELECT square FROM squares WHERE number > 700 AND number <> 1103 ORDER BY 1",
+    "SELECT scan, number FROM squares WHERE number IN (301, 302, 303, 3) ORDER BY ALL",
+    "SELECT word, count(*) AS n FROM words WHERE word >= 'w2' AND number IS NOT NULL GROUP BY ALL ORDER BY ALL",
+    "SELECT w.* FROM words w JOIN squares s USING (number) WHERE square < 90000 ORDER BY ALL",
+    "SELECT * FROM nothing",
+)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_sql_reads_the_same_through_any_filesystem(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "run", range(12))
+    for _ in range(2):
+        with open_results(store.location) as here, open_results(f"dir::file://{tmp_path}/run") as there:
+            for statement in STATEMENTS:
+                assert there.query(statement).rows() == here.query(statement).rows(), statement
+        compact(store.location, 0)
+        commit(store, range(12, 15))
+
+
+def test_sql_elsewhere_ends_where_files_are_gone_and_where_a_statement_stops_early(tmp_path: Path) -> None:
+    """Threads of pyarrow's scanner and the interpreter would wait for each other for ever, or end the process."""
+    store = new_store(f"dir::file://{tmp_path}/run")
+    assert len(open_results(store.location).query("SELECT number FROM squares LIMIT 1").rows()) == 1
+    with open_results(store.location) as database:
+        compact(store.location, 0)
+        for _ in range(10):
+            with pytest.raises(
+                RaysenseError, match=r"cannot be read: [^\n]*no such file[^\n]*, so ask again[^\n]*lost$"
+            ):
+                database.query("SELECT count(*) AS n FROM squares").rows()
+        database.refresh()
+        assert database.query("SELECT count(*) AS n FROM squares").rows() == [{"n": 115}]
+
+
 # -- when files are removed --------------------------------------------------------------------------------------------
 
 
@@ -424,8 +460,11 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     path = Path(store.snapshot().paths("squares")[1])
     content = path.read_bytes()
     path.write_bytes(content[:-20])
-    with pytest.raises(RaysenseError, match=r"cannot be compacted .*nothing of it was removed"):
+    mend = rf"squares/{unit_id(1)}~\w+\.arrow is damaged: .*; remove commits/{unit_id(1)}~\w+\.json, and"
+    with pytest.raises(RaysenseError, match=rf"cannot be compacted .*{mend} .*nothing of it was removed"):
         compact(store.location)
+    with pytest.raises(RaysenseError, match=mend):
+        export_tables(store.location, tmp_path / "out")
     path.write_bytes(content)
     compact(store.location)
     check(store.location, range(3))

@@ -23,7 +23,7 @@ from raysense.errors import UsageError
 from raysense.store import retries
 from raysense.store.files import Directory
 from raysense.store.filesystems import open_filesystem
-from raysense.store.retries import is_transient, is_unreachable, patiently
+from raysense.store.retries import is_refused, is_transient, is_unreachable, patiently
 from raysense.store.store import Store
 
 TABLE = pa.table({"number": [0, 1]})
@@ -43,6 +43,7 @@ def memory() -> Directory:
     [
         ("relative/x/", "local", f"{os.getcwd()}/relative/x"),
         ("file:///tmp/x/", "local", "/tmp/x"),
+        ("file:///tmp/y/../x%23/./z", "local", "/tmp/x#/z"),
         ("/", "local", "/"),
         (f"s3://bucket/run/?{ENDPOINT}", "s3", "bucket/run"),
         (f"s3://bucket/a%20b?{ENDPOINT}&allow_bucket_creation=true&region=eu-west-1", "s3", "bucket/a b"),
@@ -86,10 +87,19 @@ def test_options_of_s3_reach_the_filesystem(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
-def test_the_region_of_a_bucket_is_looked_up_as_pyarrow_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_region_of_a_bucket_is_looked_up_as_pyarrow_does_but_for_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pafs, "resolve_s3_region", lambda bucket: {"far-away": "ap-south-1"}[bucket])
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 0.01)
+    answers = [OSError(f"{AWS}UNKNOWN (HTTP status 503) during HeadBucket operation: No response body."), "ap-south-1"]
+
+    def resolve(bucket: str) -> str:
+        assert bucket == "far-away"
+        if isinstance(answer := answers.pop(0), OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(pafs, "resolve_s3_region", resolve)
     assert open_filesystem("s3://far-away/run", "out")[0].region == "ap-south-1"
     assert open_filesystem("s3://far-away/run?region=eu-west-1", "out")[0].region == "eu-west-1"
 
@@ -116,6 +126,11 @@ def test_s3_is_opened_as_pyarrow_does_but_for_patience(query: str, monkeypatch: 
         ("s3://bucket/run?region=eu-west-1&allow_bucket_creation=perhaps", "cannot be opened .*perhaps"),
         ("gdrive://folder", "needs a package that is not installed .*gdrive.*install it on every machine"),
         ("simplecache::memory://x", "is a cache.*name the filesystem behind it"),
+        (f"s3://bucket/a#b?{ENDPOINT}", "out .* cannot be opened .*write it as %23"),
+        (f"s3://bucket/a/../b?{ENDPOINT}", "out .* has a part that is empty, . or .."),
+        (f"s3://bucket/./b?{ENDPOINT}", "out .* has a part that is empty, . or .."),
+        (f"s3://bucket/a//b?{ENDPOINT}", "out .* has a part that is empty, . or .."),
+        ("memory://a/../b/..", "out .* has a part that is empty, . or .."),
         ("  ", "out is empty"),
     ],
 )
@@ -176,6 +191,10 @@ class Status(Exception):
         OSError(f"{AWS}NETWORK_CONNECTION during HeadObject operation: curlCode: 52, Server returned nothing"),
         OSError(f"{AWS}NETWORK_CONNECTION during GetObject operation: curlCode: 28, Timeout was reached"),
         OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of PerformWork()"),
+        OSError(
+            f"{AWS}UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: "
+            "KMS.ThrottlingException Message: rate exceeded"
+        ),
         OSError(errno.EBUSY, "SlowDown"),
         OSError(errno.ECONNRESET, "Connection reset by peer"),
         OSError("Read timed out"),
@@ -208,6 +227,24 @@ def test_what_is_tried_again(error: Exception) -> None:
     ],
 )
 def test_what_is_not_tried_again(error: BaseException) -> None:
+    assert not is_transient(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (OSError(f"{AWS}ACCESS_DENIED during HeadObject operation: No response body."), True),
+        (OSError(f"{AWS}INVALID_ACCESS_KEY_ID during PutObject operation: The AWS Access Key Id you provided"), True),
+        (OSError(f"{AWS}UNKNOWN (HTTP status 400) during HeadObject operation: No response body."), True),
+        (OSError("google::cloud::Status(UNAUTHENTICATED: Permanent error, with a last message of ..."), True),
+        (PermissionError(errno.EACCES, "Forbidden"), True),
+        (OSError(f"{AWS}NO_SUCH_BUCKET during PutObject operation: The specified bucket does not exist"), False),
+        (FileNotFoundError(errno.ENOENT, "Path does not exist 'b/k'"), False),
+        (ValueError("AWS Error ACCESS_DENIED"), False),
+    ],
+)
+def test_what_is_a_refusal(error: Exception, refused: bool) -> None:
+    assert is_refused(error) == refused
     assert not is_transient(error)
 
 
@@ -273,6 +310,19 @@ def test_a_store_in_memory(memory: Directory) -> None:
     with pytest.raises(NotADirectoryError):
         list(memory.list("tables/t/b.arrow"))
     assert (memory.name, memory.is_local) == ("scan", False)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "ru?"])
+def test_names_are_no_patterns(memory: Directory, tmp_path: Path, name: str) -> None:
+    for base in (memory.location, f"dir::file://{tmp_path}"):
+        odd, plain = Directory(f"{base}/{name}"), Directory(f"{base}/run1")
+        for directory in (plain, odd):
+            directory.write("x", directory.root.encode())
+        assert [entry.name for entry in odd.list("")] == ["x"]
+        assert odd.read("x") == odd.root.encode()
+        odd.delete("x")
+        assert not odd.exists("x")
+        assert plain.read("x") == plain.root.encode()
 
 
 def test_files_on_a_foreign_disk_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faulty_s3 import Endpoint, faulty_s3, free_port, wait_for_port
+from faulty_s3 import DENIED, Endpoint, faulty_s3, free_port, wait_for_port
 from plugin_scans import NumbersScan
 from processes import kill, rows, start_driver, wait_for
 from synthetic import write_scan
@@ -221,6 +221,44 @@ def test_what_fails_for_good_is_reported_at_once(s3: Endpoint, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("impatient")
+def test_refusals_are_believed_unless_the_like_was_granted_before(
+    s3: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a machine's credentials cannot be fetched, requests are not signed, and answered as those without a right."""
+    directory = Directory("s3://runs/moments")
+    actions = {
+        "write": lambda: directory.write("a", b"1"), "list": lambda: list(directory.list("")),
+        "read": lambda: directory.read("a"), "look": lambda: directory.exists("a"),
+    }  # fmt: skip
+    for act in actions.values():
+        s3.inject(share=1, kinds=[DENIED])
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            act()
+        assert s3.counts()["injected"] == {DENIED: 1}
+        s3.inject()
+        act()
+        s3.inject(share=1, kinds=[DENIED], limit=2)
+        act()
+        assert s3.counts()["injected"] == {DENIED: 2}
+    monkeypatch.setattr(retries, "LAPSE_PATIENCE", 0.1)
+    s3.inject(share=1, kinds=[DENIED])
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        directory.read("a")
+    with pytest.raises(UsageError, match=r"'s3://runs/moments' cannot be read \(.*ACCESS_DENIED.*see to the address"):
+        Store.open("s3://runs/moments")
+    # What datasets read through.
+    s3.inject()
+    path = directory.path("a")
+    assert directory.filesystem.open_input_file(path).read() == b"1"
+    monkeypatch.setattr(retries, "LAPSE_PATIENCE", 10)
+    s3.inject(share=1, kinds=[DENIED], limit=1)
+    file = directory.filesystem.open_input_file(path)
+    s3.inject(share=1, kinds=[DENIED], limit=1)
+    assert file.read() == b"1"
+    assert s3.counts()["injected"] == {DENIED: 1}
+
+
+@pytest.mark.usefixtures("impatient")
 def test_big_tables_go_in_parts_and_appear_whole(s3: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = Directory("s3://runs/big")
     s3.inject(share=1, kinds=["error"], methods=["PUT"], containing="partNumber=2", limit=1)
@@ -313,8 +351,13 @@ def test_compaction_on_a_store_that_fails_while_readers_read(s3: Endpoint) -> No
         with open_results(out) as database:
             assert database.query(sql).rows()[0]["total"] == pytest.approx(expected[0]["total"], rel=1e-12)
         assert early.query(sql).rows()[0]["n"] == expected[0]["n"] == 60
-    assert compact(out, 0).superseded == 0
-    assert s3.counts()["injected"]
+    cleaned = compact(out, 0)
+    assert (cleaned.superseded, cleaned.removed) == (0, 4 * 13)
+    counts = s3.counts()
+    assert counts["injected"]
+    # Of a scan that has ended, the files of units go folder by folder.
+    assert counts["requests"]["POST"] >= 3
+    assert counts["requests"]["DELETE"] < 10
     s3.inject()
     with open_results(out) as database:
         assert database.query(sql).rows()[0]["n"] == 60
@@ -322,6 +365,27 @@ def test_compaction_on_a_store_that_fails_while_readers_read(s3: Endpoint) -> No
     assert s3.counts()["requests"]["LIST"] == 2
     assert sum(s3.counts()["requests"].values()) < 25
     assert raysense.status(out).committed == 12
+
+
+def test_files_of_others_stay_where_folders_are_emptied(s3: Endpoint) -> None:
+    out = "s3://runs/foreign"
+    directory = write_scan(out, splits={"train": 10}, unit_size=5).store.directory
+    directory.write("commits/notes.txt", b"mine")
+    compact(out)
+    compact(out, 0)
+    assert directory.names("commits") == ["notes.txt"]
+    assert directory.names("tables/samples") == []
+
+
+def test_a_statement_that_stops_early_lets_the_process_end(s3: Endpoint) -> None:
+    """Threads that were still reading for it would have it aborted, or wait for ever."""
+    out = "s3://runs/early"
+    write_scan(out, splits={"train": 40}, unit_size=1)
+    s3.inject(delay=0.05)
+    call = "from raysense.cli import main; main()"
+    command = [sys.executable, "-c", call, "sql", out, "SELECT split FROM samples LIMIT 1", "--format", "csv"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr, done.returncode) == (['"split"', '"train"'], "", 0)
 
 
 def _committed(out: str) -> int:

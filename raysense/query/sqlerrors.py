@@ -9,6 +9,7 @@ from raysense.errors import RaysenseError, UsageError
 _POINTER = re.compile(r"\n\s*LINE (?P<line>\d+): (?P<text>[^\n]*)\n(?P<gap> *)(?P<carets>\^+)\s*$")
 _KIND = re.compile(r"^[A-Z][\w ]*? Error: ")
 _STREAM = re.compile(r"reading the stream registered as '[^']*' failed: (?P<reason>.*)", re.DOTALL)
+_GONE = re.compile(r"\berrno 2\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+|\S")
 
 
@@ -22,7 +23,10 @@ def explain(error: Exception) -> RaysenseError:
     text = str(error).strip()
     stream = _STREAM.search(text)
     if stream is not None:
-        return RaysenseError(f"the results cannot be read: {_sentence(stream['reason'])}")
+        reason = _sentence(stream["reason"]).partition(" Detail: Python exception:")[0].rstrip(".")
+        if _GONE.search(reason):
+            reason += "; files are removed some time after a compaction, so ask again, or see whether it is lost"
+        return RaysenseError(f"the results cannot be read: {reason}")
     pointer = _POINTER.search(text)
     if pointer is None:
         return UsageError(f"SQL error: {_sentence(text)}")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from raysense.errors import UsageError
+from raysense.query.remote import RemoteTable
 from raysense.store.snapshot import Snapshot
 from raysense.store.store import Store
 
@@ -63,13 +64,13 @@ class ScanTables:
         """Axes of the semantic space (name, unit, low, high, periodic), in its order; empty where there is none."""
         return list((self.facts.get("space") or {}).get("axes") or ())
 
-    def dataset(self, table: str, snapshot: Snapshot) -> ds.FileSystemDataset:
+    def dataset(self, table: str, snapshot: Snapshot) -> ds.Dataset:
         """A table of the units of a snapshot, with the schema its scan declared; files open on reading."""
+        directory, schema = self.store.directory, self.schemas[table]
+        if not directory.is_local:
+            return RemoteTable(directory, snapshot.pieces(table), schema)
         return ds.FileSystemDataset.from_paths(
-            snapshot.paths(table),
-            schema=self.schemas[table],
-            format=ds.IpcFileFormat(),
-            filesystem=self.store.directory.filesystem,
+            snapshot.paths(table), schema=schema, format=ds.IpcFileFormat(), filesystem=directory.filesystem
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from raysense.store.files import Directory, Entry
 from raysense.store.lock import running
-from raysense.store.manifests import Manifest, read_manifest
+from raysense.store.manifests import Manifest, read_manifest, whole
 from raysense.store.naming import (
     COMMITS,
     MANIFESTS,
@@ -103,6 +103,8 @@ class _Cleaner:
         self._pool = pool
         self._check = check
         self._now = now
+        # Then nobody commits any more, and all that is in the folders of units may go.
+        self._ended = len(reference) >= whole(store.document()["units"]) and running(store.directory, now) is None
 
     def manifests(self, names: Sequence[ManifestName]) -> None:
         """Manifests, in rising order: those before the reference."""
@@ -126,7 +128,8 @@ class _Cleaner:
         for table in self._tables:
             entries = list(units_in(self._directory, f"{TABLES}/{table}"))
             known, gone = self._states(entries)
-            self._remove(table_file(table, *entries[index][:2]) for index in np.flatnonzero(gone))
+            doomed = [table_file(table, *entries[index][:2]) for index in np.flatnonzero(gone)]
+            self._remove(doomed, f"{TABLES}/{table}")
             self.superseded += int((known & ~gone).sum())
             for index in np.flatnonzero(~known):
                 unit, token, entry = entries[index]
@@ -135,7 +138,7 @@ class _Cleaner:
         # Commits after tables, so that no file is taken for litter whose commit was just about to come.
         entries = list(units_in(self._directory, COMMITS))
         known, gone = self._states(entries)
-        self._remove(commit_file(*entries[index][:2]) for index in np.flatnonzero(gone))
+        self._remove([commit_file(*entries[index][:2]) for index in np.flatnonzero(gone)], COMMITS)
         self.superseded += int((known & ~gone).sum())
         if litter and running(self._directory, self._now) is None:
             committed = {(unit, token) for unit, token, _ in entries}
@@ -147,9 +150,16 @@ class _Cleaner:
         known = self._latest.places(units) >= 0
         return known, known & (self._reference.places(units) >= 0)
 
-    def _remove(self, files: Iterable[str]) -> None:
+    def _remove(self, files: Iterable[str], folder: str = "") -> None:
+        """Remove files; where they are all that is in the folder of units, with few requests."""
         doomed = list(files)
-        if doomed:
-            self._check()
-            for _ in for_each(self._directory, self._pool, self._directory.delete, doomed):
-                self.removed += 1
+        if not doomed:
+            return
+        self._check()
+        directory = self._directory
+        if folder and self._ended and directory.clears_at_once and len(directory.names(folder)) == len(doomed):
+            directory.clear(folder)
+            self.removed += len(doomed)
+            return
+        for _ in for_each(directory, self._pool, directory.delete, doomed):
+            self.removed += 1

@@ -63,7 +63,7 @@ class Directory:
         self._plain, self.root = open_filesystem(text, argument)
         self.is_local = isinstance(self._plain, pafs.LocalFileSystem)
         self.filesystem = patient(self._plain)
-        self.location = text.rstrip("/") if "://" in text else self.root
+        self.location = self.root if self.is_local else text.rstrip("/")
         self._foreign = self._plain.handler if isinstance(self._plain, pafs.PyFileSystem) else None
         if isinstance(self._foreign, FsspecFiles) and isinstance(self._foreign.fs, CachingFileSystem):
             raise UsageError(
@@ -71,6 +71,7 @@ class Directory:
             )
         self._patience = 0.0 if self.is_local else patience_of_environment()
         self._reached = False
+        self._granted: set[str] = set()
 
     def hurried(self, patience: float) -> Directory:
         """The same directory, whose operations are tried again for at most so many seconds."""
@@ -92,9 +93,9 @@ class Directory:
         info = self._try(f"looking for {relative}", lambda: self._plain.get_file_info(self.path(relative)))
         return bool(info.type == pafs.FileType.File)
 
-    def names(self) -> list[str]:
-        """Names of everything directly inside the folder, folders and unpublished files included."""
-        return [info.base_name for info in self._infos("")]
+    def names(self, relative: str = "") -> list[str]:
+        """Names of everything directly inside it or a sub-folder, folders and unpublished files included."""
+        return [info.base_name for info in self._infos(relative)]
 
     def check_writable(self) -> None:
         """Write and remove a file, and the folders this needed; OSError where that cannot be done."""
@@ -185,6 +186,18 @@ class Directory:
         except FileNotFoundError:
             return
 
+    @property
+    def clears_at_once(self) -> bool:
+        """Whether `clear` takes fewer requests than removing file by file, of which pyarrow makes three each on S3."""
+        return not self.is_local and self._foreign is None
+
+    def clear(self, relative: str) -> None:
+        """Remove everything in a sub-folder; on S3, a thousand files a request."""
+        self._try(
+            f"clearing {relative}",
+            lambda: self._plain.delete_dir_contents(self.path(relative), missing_dir_ok=True),
+        )
+
     def sweep_temporary_files(self) -> int:
         """Remove what killed writers left half-written where files are renamed when whole; returns how many files."""
         if self.is_local:
@@ -212,7 +225,9 @@ class Directory:
         if self.is_local:
             return action()
         try:
-            result = patiently(action, f"{self.root}: {what}", self._patience, self._reached)
+            kind = what.partition(" ")[0]
+            granted = kind in self._granted
+            result = patiently(action, f"{self.root}: {what}", self._patience, self._reached, granted)
         except FileNotFoundError:
             self._reached = True
             raise
@@ -224,4 +239,5 @@ class Directory:
             # Filesystems of fsspec raise errors of their own, such as those of HTTP clients.
             raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
         self._reached = True
+        self._granted.add(kind)
         return result

@@ -2,7 +2,8 @@
 
 ``s3://``, ``gs://``, ``abfs://``, ``hdfs://`` and ``file://`` are pyarrow's; every other protocol is fsspec's. pyarrow asks
 S3 again on its own up to 10 times (about 25 s); `Directory` and `patient` filesystems go on from there, and log every
-attempt. An environment variable for each::
+attempt. What is refused though the like was granted before is tried again for a minute, since a machine's credentials may
+be missing for a moment. An environment variable for each::
 
     RAYSENSE_STORE_PATIENCE    for how long they try again, s (300)
     RAYSENSE_STORE_TIMEOUT     S3: how long a request may stay without a byte, s (15)
@@ -27,7 +28,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from raysense.errors import UsageError, first_line
 from raysense.store.fsspec_files import FsspecFiles
-from raysense.store.retries import number_of_environment
+from raysense.store.retries import number_of_environment, patience_of_environment, patiently
 
 TIMEOUT_VARIABLE = "RAYSENSE_STORE_TIMEOUT"
 ATTEMPTS_VARIABLE = "RAYSENSE_STORE_ATTEMPTS"
@@ -64,8 +65,11 @@ def open_filesystem(location: str, argument: str) -> tuple[pafs.FileSystem, str]
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
     _check_no_secrets(location, argument)
     protocol = location.split("::", 1)[0].partition("://")[0]
+    foreign = "::" in location.partition("://")[0] or protocol not in _PYARROW_PROTOCOLS
     try:
-        if "::" in location.partition("://")[0] or protocol not in _PYARROW_PROTOCOLS:
+        if not foreign and "#" in location:
+            raise ValueError("what follows a # would be left out; write it as %23")
+        if foreign:
             filesystem, path = _open_fsspec(location)
         elif protocol == "s3":
             filesystem, path = _open_s3(location)
@@ -76,14 +80,21 @@ def open_filesystem(location: str, argument: str) -> tuple[pafs.FileSystem, str]
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{argument} {location!r} cannot be opened ({first_line(error)}); use a local path or a URI that pyarrow "
-            "or fsspec knows, such as s3://bucket/run"
+            "or fsspec knows, such as s3://bucket/run, with %20 for a space and the like"
         ) from error
     except ImportError as error:
         raise UsageError(
             f"{argument} {location!r} needs a package that is not installed ({first_line(error)}); install it on every "
             "machine of the cluster"
         ) from error
-    return filesystem, path.rstrip("/") or path
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return filesystem, os.path.abspath(path)
+    path = path.rstrip("/") or path
+    parts = path.strip("/").split("/")
+    # Clients of object stores resolve the former on the way, so that files would lie elsewhere than they are listed.
+    if not {".", ".."}.isdisjoint(parts) or ("" in parts[1:] and not foreign):
+        raise UsageError(f"{argument} {location!r} has a part that is empty, . or ..; write the path without it")
+    return filesystem, path
 
 
 def _check_no_secrets(location: str, argument: str) -> None:
@@ -134,7 +145,8 @@ def _open_s3(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache
 def _region(bucket: str) -> str:
-    return str(pafs.resolve_s3_region(bucket))
+    what = f"looking up the region of bucket {bucket}"
+    return str(patiently(lambda: pafs.resolve_s3_region(bucket), what, patience_of_environment(), reached=False))
 
 
 def _open_google(uri: str) -> tuple[pafs.FileSystem, str]:

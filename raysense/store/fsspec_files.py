@@ -55,12 +55,24 @@ class FsspecFiles(pafs.FSSpecHandler):  # type: ignore[misc]
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", base)
         return [_described(info["name"], info) for info in found if info not in here]
 
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        """A file for reading."""
+        if not self.fs.isfile(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
     def open_output_stream(self, path: str, metadata: Mapping[str, str] | None) -> pa.PythonFile:
         """A file that appears when it is closed."""
         try:
             return pa.PythonFile(_RenamedFile(self.fs, path) if self.renames else self.fs.open(path, "wb"), mode="w")
         except NotImplementedError as error:
             raise OSError(errno.EROFS, "the filesystem cannot be written", path) from error
+
+    def delete_file(self, path: str) -> None:
+        """Remove one file, whatever its name: ``rm`` of fsspec takes it for a pattern."""
+        if not self.fs.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        _remove(self.fs, path)
 
     def _file_info(self, path: str) -> pafs.FileInfo:
         try:
@@ -105,13 +117,28 @@ class _RenamedFile:
         try:
             self._file.close()
             if self._whole:
-                self._filesystem.mv(self._temporary, self._path)
+                _rename(self._filesystem, self._temporary, self._path)
         except BaseException:
             self._whole = False
             raise
         finally:
             if not self._whole and self._filesystem.exists(self._temporary):
-                self._filesystem.rm(self._temporary)
+                _remove(self._filesystem, self._temporary)
+
+
+def _remove(filesystem: AbstractFileSystem, path: str) -> None:
+    try:
+        filesystem.rm_file(path)
+    except NotImplementedError:  # of those that have an ``rm`` of their own instead
+        filesystem.rm(path)
+
+
+def _rename(filesystem: AbstractFileSystem, old: str, new: str) -> None:
+    if type(filesystem).mv is AbstractFileSystem.mv:  # which takes names for patterns
+        filesystem.cp_file(old, new)
+        _remove(filesystem, old)
+    else:
+        filesystem.mv(old, new)
 
 
 def _described(path: str, info: Mapping[str, Any]) -> pafs.FileInfo:

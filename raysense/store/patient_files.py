@@ -1,4 +1,4 @@
-"""A filesystem whose reads are tried again, for readers such as pyarrow's datasets that get a filesystem and no more.
+"""A filesystem whose reads are tried again, for readers such as those of data sets that get a filesystem and no more.
 
 The S3 client of pyarrow tries most requests again, but not reads of a few bytes: the store's error message does not fit
 into the place kept for the answer, which counts as a failure of the client itself. Small files are read at once, since a
@@ -32,6 +32,7 @@ class _PatientFiles(pafs.FileSystemHandler):  # type: ignore[misc]
     def __init__(self, filesystem: pafs.FileSystem, patience: float) -> None:
         self._filesystem = filesystem
         self._patience = patience
+        self._granted: set[str] = set()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _PatientFiles) and bool(self._filesystem == other._filesystem)
@@ -88,7 +89,10 @@ class _PatientFiles(pafs.FileSystemHandler):  # type: ignore[misc]
         self._filesystem.copy_file(src, dest)
 
     def _try(self, what: str, action: Callable[[], Result]) -> Result:
-        return patiently(action, what, self._patience)
+        kind = what.partition(" ")[0]
+        result = patiently(action, what, self._patience, granted=kind in self._granted)
+        self._granted.add(kind)
+        return result
 
 
 class _PatientFile:
@@ -134,5 +138,5 @@ class _PatientFile:
         return data
 
     def _read_at(self, count: int, position: int) -> bytes:
-        data: bytes = patiently(lambda: self._file.read_at(count, position), self._what, self._patience)
+        data: bytes = patiently(lambda: self._file.read_at(count, position), self._what, self._patience, granted=True)
         return data

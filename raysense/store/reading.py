@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from raysense.errors import first_line
 from raysense.store.files import Directory
+from raysense.store.naming import COMMITS
 from raysense.store.retries import patience_of_environment, patiently
 from raysense.store.snapshot import Piece
 
@@ -53,7 +55,8 @@ def read_pieces(
     Args:
         directory: The scan directory.
         pieces: What to read.
-        schema: Schema of the table. Columns that a file has beyond it are left out, those that it lacks are null.
+        schema: Schema of the table, or of some of its columns. Columns that a file has beyond it are not read, those that
+            it lacks are null.
         pool: Threads to read with; None for own ones.
 
     Raises:
@@ -88,7 +91,23 @@ def read_pieces(
 
 
 def read_piece(directory: Directory, piece: Piece, schema: pa.Schema) -> pa.Table:
-    """Rows of one piece, with the columns of a schema."""
+    """Rows of one piece, with the columns of a schema.
+
+    Raises:
+        OSError: the file is missing (FileNotFoundError) or cannot be read.
+        pyarrow.ArrowInvalid: the file is damaged; the message names it.
+    """
+    try:
+        return _read(directory, piece, schema)
+    except pa.ArrowInvalid as error:
+        message = f"{directory.location}/{piece.file} is damaged: {first_line(error)}"
+        if piece.batches is None:
+            commit = f"{COMMITS}/{piece.file.rpartition('/')[2].removesuffix('.arrow')}.json"
+            message += f"; remove {commit}, and `raysense resume` computes unit {piece.units[0]} again"
+        raise pa.ArrowInvalid(message) from error
+
+
+def _read(directory: Directory, piece: Piece, schema: pa.Schema) -> pa.Table:
     if piece.batches is None:
         return _rows(pa.py_buffer(directory.read(piece.file)), piece, schema)
     path = directory.path(piece.file)
@@ -98,20 +117,25 @@ def read_piece(directory: Directory, piece: Piece, schema: pa.Schema) -> pa.Tabl
         lambda: _rows(directory.filesystem.open_input_file(path), piece, schema),
         f"{directory.root}: reading {piece.file}",
         patience_of_environment(),
+        granted=True,  # as the manifest was, which names the file
     )
 
 
 def _rows(source: pa.Buffer | pa.NativeFile, piece: Piece, schema: pa.Schema) -> pa.Table:
-    with pa.ipc.open_file(source, options=_ONE_THREAD) as reader:
+    reader = pa.ipc.open_file(source, options=_ONE_THREAD)
+    wanted = [index for index, name in enumerate(reader.schema.names) if name in schema.names]
+    if 0 < len(wanted) < len(reader.schema):
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted, use_threads=False))
+    with reader:
         there = reader.num_record_batches
         first, last = piece.batches or (0, there)
         if last > there:
-            raise pa.ArrowInvalid(f"{piece.file} has {there} record batches, not {last}")
+            raise pa.ArrowInvalid(f"it has {there} record batches, not {last}")
         rows = pa.Table.from_batches([reader.get_batch(index) for index in range(first, last)], reader.schema)
     if piece.rows is not None:
         count = int(piece.rows.sum())
         if rows.num_rows < piece.skip + count:
-            raise pa.ArrowInvalid(f"{piece.file} has only {rows.num_rows} rows in batches {first} to {last - 1}")
+            raise pa.ArrowInvalid(f"it has only {rows.num_rows} rows in batches {first} to {last - 1}")
         rows = rows.slice(piece.skip, count)
     return _conformed(rows, schema)
 

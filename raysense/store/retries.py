@@ -20,6 +20,8 @@ PATIENCE_VARIABLE = "RAYSENSE_STORE_PATIENCE"
 PATIENCE = 300.0
 STRANGER_PATIENCE = 30.0
 """The same for a store that cannot be reached and never was, since its address may be wrong, s."""
+LAPSE_PATIENCE = 60.0
+"""The same for what is refused though it was granted before, s: without credentials, S3 is asked namelessly."""
 
 _LOG = logging.getLogger("raysense")
 _FIRST_WAIT = 0.5
@@ -41,6 +43,9 @@ _AWS_CODES = frozenset(
         *("NETWORK_CONNECTION", "NO_SUCH_UPLOAD"),
     }
 )
+_AWS_REFUSALS = frozenset({"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"})
+_REFUSING_STATUSES = frozenset({400, 401, 403})  # 400: a token that expired; answers to HEAD do not say why
+_GOOGLE_REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 _GOOGLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED"})
 _AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (-?\d+)\))?")
 _GOOGLE = re.compile(r"google::cloud::Status\((\w+):")
@@ -79,7 +84,9 @@ def number_of_environment(variable: str, default: float) -> float:
     return value
 
 
-def patiently(action: Callable[[], Result], what: str, patience: float, reached: bool = True) -> Result:
+def patiently(
+    action: Callable[[], Result], what: str, patience: float, reached: bool = True, granted: bool = False
+) -> Result:
     """Do something on a store, again and again with growing, random pauses while its failures are of the moment.
 
     Args:
@@ -87,6 +94,8 @@ def patiently(action: Callable[[], Result], what: str, patience: float, reached:
         what: For the log: what is done.
         patience: For how long, s; an attempt under way is not cut off.
         reached: Whether the store was reached before; where it was not and cannot be, patience ends after 30 s.
+        granted: Whether the like was allowed before: refusals are then tried again for a minute, since the machine's
+            credentials may just not be there. An answer does not tell that from missing permissions.
 
     Raises:
         OSError: it failed for good, or for too long.
@@ -94,8 +103,12 @@ def patiently(action: Callable[[], Result], what: str, patience: float, reached:
 
     def stop(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        stranger = not reached and error is not None and is_unreachable(error)
-        return (state.seconds_since_start or 0.0) >= (min(patience, STRANGER_PATIENCE) if stranger else patience)
+        limit = patience
+        if error is not None and not reached and is_unreachable(error):
+            limit = min(patience, STRANGER_PATIENCE)
+        elif error is not None and not is_transient(error):
+            limit = min(patience, LAPSE_PATIENCE)
+        return (state.seconds_since_start or 0.0) >= limit
 
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -104,7 +117,7 @@ def patiently(action: Callable[[], Result], what: str, patience: float, reached:
         )
 
     retrying = Retrying(
-        retry=retry_if_exception(is_transient),
+        retry=retry_if_exception(lambda error: is_transient(error) or (granted and is_refused(error))),
         wait=wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
         stop=stop,
         before_sleep=tell,
@@ -136,10 +149,24 @@ def is_transient(error: BaseException) -> bool:
         return type(error).__name__ in ("ServerDisconnectedError", "ClientPayloadError")
     text = str(error)
     if found := _AWS.search(text):
-        return found[1] in _AWS_CODES or (found[1] == "UNKNOWN" and int(found[2] or 0) in _STATUSES)
+        unknown = found[1] == "UNKNOWN" and (int(found[2] or 0) in _STATUSES or "Throttling" in text)  # the latter: KMS
+        return found[1] in _AWS_CODES or unknown
     if found := _GOOGLE.search(text):
         return found[1] in _GOOGLE_CODES
     return error.errno in _ERRNOS if isinstance(error, OSError) and error.errno else bool(_WORDS.search(text))
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the store says that one may not do this, or does not know who asks."""
+    if isinstance(error, PermissionError):
+        return True
+    text = str(error)
+    if not isinstance(error, OSError):
+        return False
+    if found := _AWS.search(text):
+        return found[1] in _AWS_REFUSALS or (found[1] == "UNKNOWN" and int(found[2] or 0) in _REFUSING_STATUSES)
+    found = _GOOGLE.search(text)
+    return found is not None and found[1] in _GOOGLE_REFUSALS
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -34,8 +34,8 @@ class Piece:
 
     Attributes:
         file: Path, relative to the scan directory.
-        units: The units.
-        rows: Rows of each; None where all the file is of one unit.
+        units: The units; empty where nobody asks of which the rows are.
+        rows: Rows of each; None where all rows of the file or of the batches are meant.
         batches: First and last (exclusive) record batch that hold them; None where all the file is of one unit.
         skip: Rows of the first batch that belong to units before them.
     """
@@ -110,6 +110,16 @@ class Snapshot:
         """Files of a table, relative to the directory: parts, then those of single units."""
         parts = [part.name.file(table) for part in self.manifest.parts if part.batches.get(table)]
         return parts + [table_file(table, unit, commit.token) for unit, commit in self.loose.items()]
+
+    def pieces(self, table: str) -> list[Piece]:
+        """All rows of a table, file by file."""
+        found = [
+            Piece(part.name.file(table), (), batches=(start, min(start + _BATCHES_AT_ONCE, len(rows))))
+            for part in self.manifest.parts
+            for rows in [part.batches.get(table, ())]
+            for start in range(0, len(rows), _BATCHES_AT_ONCE)
+        ]
+        return found + [Piece(table_file(table, unit, commit.token), (unit,)) for unit, commit in self.loose.items()]
 
     def paths(self, table: str) -> list[str]:
         """Paths of the files of a table, on the directory's filesystem."""

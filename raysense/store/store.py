@@ -61,6 +61,7 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        self._document: dict[str, Any] | None = None
         self._manifest = Manifest.empty()
         self._attempted: set[tuple[str, str]] = set()
 
@@ -106,7 +107,7 @@ class Store:
         """Open an existing scan directory.
 
         Raises:
-            UsageError: there is no scan, or it was written by a newer version.
+            UsageError: there is no scan, it cannot be read, or it was written by a newer version.
         """
         directory = Directory(location, argument="directory")
         store = cls(directory)
@@ -123,6 +124,11 @@ class Store:
                 f"directory {directory.location!r} holds no scan (no {SCAN_FILE}); "
                 "name a directory that `raysense scan` wrote"
             ) from error
+        except OSError as error:
+            raise UsageError(
+                f"directory {directory.location!r} cannot be read ({error.strerror or first_line(error)}); see to the "
+                "address and your permissions"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{directory.path(SCAN_FILE)} is not a raysense scan document: {error}") from error
         if version not in READ_VERSIONS:
@@ -131,6 +137,7 @@ class Store:
                 f"directory {directory.location!r} has store format {version}, this version reads formats {known}; "
                 "use the raysense version that wrote it"
             )
+        store._document = document
         return store
 
     @property
@@ -144,7 +151,9 @@ class Store:
         return self.directory.name
 
     def document(self) -> dict[str, Any]:
-        """The parsed scan.json."""
+        """The parsed scan.json, of which only the format ever changes; read once by `open`."""
+        if self._document is not None:
+            return self._document
         document: dict[str, Any] = self.directory.read_json(SCAN_FILE)
         return document
 
