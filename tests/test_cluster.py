@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from plugin_scans import NumbersScan
-from processes import committed, finish, rows, start_driver, wait_for
+from processes import committed, finish, kill, rows, start_driver, wait_for, worker_processes
 from raylets import AutoscaledHead, Raylets, free_ports, run_chaos
 
 import raysense
@@ -148,32 +148,31 @@ def test_prometheus_scrapes_a_live_scan(tmp_path: Path, monkeypatch: pytest.Monk
         return found
 
     outcome = []
-    marks = tmp_path / "marks"
+    marks, log = tmp_path / "marks", tmp_path / "log"
     marks.mkdir()
     spec = {"items": 160, "seconds": 0.15, "raising_once": (3,), "marks": str(marks)}
-    scan = threading.Thread(
-        target=lambda: outcome.append(raysense.scan(KIND, tmp_path / "watched", run={"workers": 2}, **spec))
-    )
+    run = {"workers": 2, "log": str(log)}
+    scan = threading.Thread(target=lambda: outcome.append(raysense.scan(KIND, tmp_path / "watched", run=run, **spec)))
     scan.start()
     try:
         wait_for(lambda: scraped().get("units_total", 0) >= 2)
         wait_for(lambda: 0 < scraped().get("queue", 0) < 40)
         now = scraped()
         assert now["workers_ready"] == now["workers_requested"] == 2
+        before = len(named(log, "unit_committed"))
+        wait_for(lambda: len(named(log, "unit_committed")) >= before + 2)
+        kill(worker_processes(os.getpid())[0])  # what it counted since Ray last asked must not be lost
         scan.join()
         wait_for(lambda: scraped()["units_total"] == 40)
         last = scraped()
-        assert (last["samples_total"], last["failures_total"]) == (160, 1)
-        assert last["bytes_total"] == sum(event["bytes"] for event in commit_records(tmp_path / "watched"))
-        assert last["unit_seconds_count"] == 40
+        assert (last["samples_total"], last["failures_total"], last["workers_lost_total"]) == (160, 1, 1)
+        heard = named(log, "unit_committed")  # all, unless one died between its commit and its reply
+        assert last["bytes_total"] == sum(event["bytes"] for event in heard)
+        assert last["unit_seconds_count"] == len(heard) >= 39
     finally:
         scan.join()
         ray.shutdown()
     assert outcome[0].complete
-
-
-def commit_records(location: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((location / "commits").glob("*.json"))]
 
 
 def test_a_slow_unit_is_computed_twice_near_the_end(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from plugin_scans import NumbersScan
 
 import raysense
 from raysense.cli import _finish
+from raysense.commands.status import describe
 from raysense.engine.crew import Reply
 from raysense.engine.events import event_log
 from raysense.engine.progress import Progress
@@ -17,6 +22,7 @@ from raysense.engine.ray_crew import RayCrew
 from raysense.engine.run import Outcome
 from raysense.engine.runtime import Placement
 from raysense.errors import UsageError
+from raysense.scan_status import Status
 from raysense.scans.base import Unit
 from raysense.store.files import Directory
 from raysense.store.store import Store
@@ -79,3 +85,22 @@ def test_who_waits_for_ever_is_told_why(monkeypatch: pytest.MonkeyPatch, capsys:
     said = capsys.readouterr().err
     assert said.count("no unit is done after 10:20") == 1
     assert "--unit-timeout" in said
+
+
+def test_what_is_to_be_typed_next_can_be_copied() -> None:
+    """Whatever the shell would make of the directory's name."""
+    for directory in ("runs/my first", "s3://bucket/run?region=us-east-1&scheme=http"):
+        now = Status("influence", 4, 2, (), 8, 4, None, None, None)
+        last = describe(directory, now).splitlines()[-1]
+        assert shlex.split(last.partition(": ")[2]) == ["raysense", "resume", directory]
+
+
+def test_threads_of_workers_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenMP reads once is set before a worker imports torch."""
+    code = "import sys, os, raysense.engine.actor; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for setting, found in ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None"):
+        environment = {**os.environ, **setting}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", found]

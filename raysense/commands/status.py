@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def describe(directory: str, now: Status) -> str:
     if now.bad_samples:
         lines.append(bad_items_hint(directory, now.errors_in))
     if state == "stopped":
-        lines.append(f"finish it with: raysense resume {directory}")
+        lines.append(f"finish it with: {shlex.join(['raysense', 'resume', directory])}")
     return "\n".join(lines)
 
 

@@ -8,26 +8,22 @@ import ray
 
 from raysense.engine.crew import Reply
 from raysense.engine.events import attempt_fields, event_line, write_line
-from raysense.engine.metrics import WorkerMetrics
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions
 from raysense.scans.base import Unit
 
 
 class WorkerActor(Worker):
-    """Counts for Prometheus and writes a line of JSON a unit to its log."""
+    """Writes a line of JSON a unit to its log."""
 
     def begin(self, location: str, options: ComputeOptions) -> tuple[str, str]:
         """Open the scan; returns the id of this machine, and "" or why that cannot be done."""
         problem = self.open(location, options)
-        if not problem:
-            self._metrics = WorkerMetrics(self.store.name, self.scan.kind)
         return ray.get_runtime_context().get_node_id(), problem
 
     def attempt(self, unit: Unit, attempt: int, upcoming: Unit | None) -> Reply:
         """Compute and commit one unit."""
         reply = self.compute(unit, attempt, upcoming)
-        self._metrics.count(unit, reply)
         line = event_line(
             "unit_committed" if reply.committed else "attempt_failed",
             scan=self.store.location,

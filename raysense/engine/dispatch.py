@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from raysense.batching import SMALLEST_AUTO
+from raysense.engine.assignments import Assignments
 from raysense.engine.crew import Crew, Draining, Event, Lost, Opened, Replied, Reply
 from raysense.engine.ledger import Journal, Ledger
 from raysense.engine.observers import Observer
 from raysense.engine.pace import Pace
-from raysense.engine.roster import Member, Roster
+from raysense.engine.roster import Member
 from raysense.engine.starts import Starts
-from raysense.engine.unit_queue import UnitQueue
+from raysense.engine.stragglers import Stragglers
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans.base import Unit
 
@@ -51,14 +52,14 @@ class Dispatcher:
         observer: Observer,
     ) -> None:
         self._crew = crew
-        self._duplicates = options.duplicates
         self._compute = compute
         self._wanted = workers
         self._observer = observer
         self._ledger = Ledger(journal, options.max_attempts, options.max_losses)
         self._pace = Pace(options.unit_timeout)
-        self._queue = UnitQueue(())
-        self._roster = Roster()
+        self._assignments = Assignments(crew, self._ledger, observer)
+        self._queue, self._roster = self._assignments.queue, self._assignments.roster
+        self._stragglers = Stragglers(self._queue, self._roster, self._pace, options.duplicates)
         self._hired = 0
         self._starts = Starts()
         self._next_check = 0.0
@@ -73,7 +74,7 @@ class Dispatcher:
         Raises:
             ScanFailed: no worker can be started.
         """
-        self._queue = UnitQueue(units)
+        self._queue.add(units)
         deadline: float | None = None
         roster = self._roster
         try:
@@ -99,7 +100,7 @@ class Dispatcher:
                     self._check(now)
         finally:
             for member in roster:
-                self._dismiss(member)
+                self._assignments.dismiss(member)
             self._observer.state(self._queue.waiting, 0, 0, 0)
         return self._ledger.given_up
 
@@ -142,15 +143,14 @@ class Dispatcher:
     def _refused(self, member: Member, problem: str, counts: bool) -> None:
         self._starts.failed(self._crew.now(), problem, counts)
         self._observer.refused(member.name, problem)
-        self._dismiss(member)
+        self._assignments.dismiss(member)
 
     def _lost(self, member: Member, event: Lost) -> None:
         """What a lost worker committed is done, the unit it computed is charged, the others go back unharmed."""
         if not member.ready:
             self._refused(member, event.reason, counts=not event.machine)
             return
-        self._dismiss(member)
-        back = self._settle(member)
+        back = self._assignments.withdraw(member)
         computing = back.pop(0) if back and not event.machine else None
         self._queue.put_first(back)
         self._observer.lost(member.name, event.reason)
@@ -166,48 +166,21 @@ class Dispatcher:
         if member.closing:
             return
         now = self._crew.now()
-        self._observer.draining(member.name, event.node, None if event.deadline is None else event.deadline - now)
-        self._close(member)
+        left = None if event.deadline is None else max(0.0, event.deadline - now)
+        self._observer.draining(member.name, event.node, left)
+        self._assignments.close(member)
         expected = self._pace.expected(member.sent[0]) if member.sent else None
         late = expected is not None and event.deadline is not None and member.began + expected > event.deadline
         if late or not member.sent:
-            self._dismiss(member)
-            self._queue.put_first(self._settle(member))
-
-    def _close(self, member: Member) -> None:
-        """Let a worker go after the unit it computes; what waits behind it is taken back, and dies with the worker."""
-        member.closing = True
-        back = list(member.sent)[1:]
-        for unit in back:
-            member.sent.pop()
-            self._queue.unhold(unit, member.name)
-        if member.reserved is not None:
-            back.append(member.reserved)
-            member.reserved = None
-        self._roster.sort(member)
-        self._queue.put_first(back)
-
-    def _dismiss(self, member: Member) -> None:
-        """End a worker; units sent to it are for the caller to settle, one that was reserved goes back here."""
-        self._roster.remove(member)
-        for unit in member.sent:
-            self._queue.unhold(unit, member.name)
-        if member.reserved is not None:
-            self._queue.put_first([member.reserved])
-            member.reserved = None
-        self._crew.dismiss(member.name)
-
-    def _release(self, member: Member) -> None:
-        self._dismiss(member)
-        self._observer.released(member.name)
+            self._queue.put_first(self._assignments.withdraw(member))
 
     def _wind_down(self) -> None:
         """Stop: keep only workers that compute a unit, until they are done with it."""
         for member in self._roster:
             if not member.closing:
-                self._close(member)
+                self._assignments.close(member)
             if not member.sent:
-                self._dismiss(member)
+                self._assignments.dismiss(member)
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
@@ -218,30 +191,20 @@ class Dispatcher:
         depth = 2 if self._queue.waiting > 2 * self._roster.active else 1  # also over those that are yet to come
         while len(member.sent) < depth and (unit := member.reserved or self._queue.take()) is not None:
             member.reserved = self._queue.take() if self._queue.waiting > plenty else None
-            self._send(member, unit)
+            self._assignments.send(member, unit)
         self._roster.sort(member)
         if member.sent:
             return
         member.idle_since = self._crew.now()
         if not self._queue.waiting:
             for other in self._roster.reserving:  # what others have only reserved is for this one
-                if other.reserved is not None:
-                    self._queue.put_first([other.reserved])
-                    other.reserved = None
-                    self._roster.sort(other)
-        if not self._queue.waiting and not self._may_help(member, member.idle_since):
-            self._release(member)
-
-    def _send(self, member: Member, unit: Unit) -> None:
-        if not member.sent:
-            member.began = self._crew.now()
-        member.sent.append(unit)
-        self._queue.hold(unit, member.name)
-        self._roster.sort(member)
-        self._crew.send(member.name, unit, self._ledger.attempt(unit), member.reserved)
+                self._assignments.unreserve(other)
+        if not self._queue.waiting and not self._stragglers.may_need(member, member.idle_since):
+            self._assignments.release(member)
 
     def _replied(self, member: Member, reply: Reply) -> None:
         unit = member.sent.popleft()
+        self._observer.replied(unit, reply)
         self._queue.unhold(unit, member.name)
         self._roster.sort(member)
         member.began = self._crew.now()
@@ -249,7 +212,7 @@ class Dispatcher:
         if reply.committed:
             self._pace.add(unit, reply.seconds + reply.publishing)
             attempt = self._ledger.attempt(unit)
-            if self._done(unit):
+            if self._assignments.done(unit):
                 self._observer.committed(unit, reply, member.name, attempt)
         elif self._queue.is_open(unit) and not self._queue.holders(unit):  # else another worker computes it too
             self._charge(unit, "error", reply.error, reply.traceback)
@@ -259,7 +222,7 @@ class Dispatcher:
             self._replace(member)
         elif member.closing:
             if not member.sent:
-                self._dismiss(member)
+                self._assignments.dismiss(member)
         elif member.failures >= _FAILURES_IN_A_ROW and self._roster.any_unfailed:
             self._rest(member)
         else:
@@ -267,16 +230,13 @@ class Dispatcher:
 
     def _replace(self, member: Member) -> None:
         """End a worker that fails while others do not: after an error of its GPU, a process fails with every unit."""
-        self._dismiss(member)
-        self._queue.put_first(self._settle(member))
+        self._queue.put_first(self._assignments.withdraw(member))
         self._observer.lost(member.name, f"it failed {member.failures} times in a row, perhaps by its own fault")
 
     def _rest(self, member: Member) -> None:
         """Give a worker that fails nothing for a while: before a unit is committed, nobody knows whose fault it is."""
         member.resting = self._crew.now() + _REST_SECONDS
-        if member.reserved is not None:
-            self._queue.put_first([member.reserved])
-            member.reserved = None
+        self._assignments.unreserve(member)
         self._roster.sort(member)
 
     def _wake(self, now: float) -> None:
@@ -287,33 +247,6 @@ class Dispatcher:
             elif now >= (member.resting or 0.0) or not self._roster.any_unfailed:
                 member.resting = None
                 self._roster.sort(member)
-
-    def _done(self, unit: Unit) -> bool:
-        """A unit is committed; returns whether that is news."""
-        news = self._queue.close(unit) or self._ledger.gave_up(unit)
-        self._ledger.done(unit)
-        for name in self._queue.holders(unit):
-            other = self._roster.get(name)
-            # A copy that goes on is ended where its worker has nothing better to do; where it has, that costs more.
-            if other and not self._queue.waiting and not any(map(self._queue.is_open, other.sent)):
-                self._release(other)
-        return news
-
-    def _settle(self, member: Member) -> list[Unit]:
-        """The units of a worker that is gone which are still to be computed.
-
-        A reply may have been lost with the worker, so the store decides what it committed.
-        """
-        left = []
-        for unit in member.sent:
-            if not self._queue.is_open(unit):
-                continue
-            if self._crew.committed(member.name, unit):
-                self._done(unit)
-                self._observer.found(unit)
-            else:
-                left.append(unit)
-        return left
 
     def _charge(self, unit: Unit, kind: str, message: str, trace: str) -> None:
         record = {"kind": kind, "error": message, "traceback": trace, "time": datetime.now(UTC).isoformat()}
@@ -337,53 +270,28 @@ class Dispatcher:
         """Look after workers that fail or hang; near the end, duplicate slow units, and let go of idle workers."""
         self._next_check = now + self._pace.check_seconds()
         self._wake(now)
-        for member in self._roster:
-            limit = self._pace.hung(member.sent[0]) if member.sent else None
-            if limit is not None and now - member.began > limit and self._roster.get(member.name) is member:
-                self._end_hung(member, limit)
+        for member, limit in self._stragglers.hung(now):
+            self._end_hung(member, limit)
         if self._queue.waiting:
             return
-        if self._duplicates:
-            self._duplicate_slow(now)
+        for unit in self._stragglers.slow(now):
+            if (helper := self._roster.first_idle()) is None:
+                break
+            self._assignments.send(helper, unit)
+            self._observer.duplicated(unit, helper.name)
         for member in self._roster.idle:
-            if not self._may_help(member, now):
-                self._release(member)
+            if not self._stragglers.may_need(member, now):
+                self._assignments.release(member)
         if self._roster.n_busy:
             for member in self._roster:
                 if not member.ready:
-                    self._release(member)
+                    self._assignments.release(member)
 
     def _end_hung(self, member: Member, limit: float) -> None:
         first = member.sent[0]
-        self._dismiss(member)
-        back = self._settle(member)
+        back = self._assignments.withdraw(member)
         hung = back.pop(0) if back and back[0] is first else None
         self._queue.put_first(back)
         self._observer.lost(member.name, f"hung for {limit:.0f} s")
         if hung is not None and not self._queue.holders(hung):
             self._charge(hung, "error", f"hung: not done after {limit:.0f} s, its worker was killed", "")
-
-    def _duplicate_slow(self, now: float) -> None:
-        """What is queued behind slow units, and then these, the slowest first, go to idle workers too."""
-        if not self._roster.n_idle:
-            return
-        slow = []
-        for member in self._roster.busy:
-            limit = self._pace.slow(member.sent[0])
-            if limit is not None and now - member.began > limit:
-                slow += [(place == 0, member.began, unit) for place, unit in enumerate(member.sent)]
-        for _, _, unit in sorted(slow, key=lambda entry: entry[:2]):
-            helper = self._roster.first_idle()
-            if helper is None:
-                return
-            if self._queue.is_open(unit) and len(self._queue.holders(unit)) == 1:
-                self._send(helper, unit)
-                self._observer.duplicated(unit, helper.name)
-
-    def _may_help(self, member: Member, now: float) -> bool:
-        """Whether an idle worker may yet compute a copy of a slow unit; kept for as long as a unit takes to turn slow."""
-        some = self._roster.first_busy()
-        if not self._duplicates or some is None or self._roster.n_idle > self._queue.open:
-            return False
-        limit = self._pace.slow(some.sent[0])
-        return limit is not None and now - member.idle_since <= limit and self._queue.single

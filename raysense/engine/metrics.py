@@ -1,6 +1,7 @@
-"""Ray metrics of a scan, for Prometheus: counters in the workers, gauges in the driver.
+"""Ray metrics of a scan, for Prometheus.
 
-Ray exports them on the metrics port of every node, named ``ray_raysense_...`` and with the tags ``scan`` and ``kind``.
+Ray exports them on the metrics port of the driver's node, named ``ray_raysense_...`` and with the tags ``scan`` and
+``kind``.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ class _Made:
         return metric
 
 
-class WorkerMetrics:
-    """Counts what one worker does: samples, passes, units, failed attempts, bytes; seconds a unit.
+class ScanMetrics(Observer):
+    """Counts what a run does, as its driver hears of it: no worker takes counts with it when it dies.
+
+    Samples, units and bytes are those that count: a unit that two workers commit is counted once. Passes and failures are
+    of all attempts that ended.
 
     Args:
         scan: Short name of the scan.
@@ -57,29 +61,6 @@ class WorkerMetrics:
         self._failures = made.counter("failures", "attempts at units that raised")
         self._bytes = made.counter("bytes", "bytes of Arrow files written")
         self._seconds = made.histogram("unit_seconds", "seconds to compute a unit", _SECONDS)
-
-    def count(self, unit: Unit, reply: Reply) -> None:
-        """A unit was attempted."""
-        _add(self._passes, reply.passes)
-        if not reply.committed:
-            _add(self._failures, 1)
-            return
-        _add(self._units, 1)
-        _add(self._samples, unit.size)
-        _add(self._bytes, reply.size)
-        self._seconds.observe(reply.seconds)
-
-
-class DriverMetrics(Observer):
-    """What only the driver knows: the queue, the workers, and what was lost, duplicated or given up on.
-
-    Args:
-        scan: Short name of the scan.
-        kind: Kind of the scan.
-    """
-
-    def __init__(self, scan: str, kind: str) -> None:
-        made = _Made(scan, kind)
         self._queue = made.gauge("queue", "units that wait for a worker")
         self._running = made.gauge("workers_busy", "workers that compute a unit")
         self._ready = made.gauge("workers_ready", "workers that have opened the scan")
@@ -88,6 +69,22 @@ class DriverMetrics(Observer):
         self._duplicated = made.counter("units_duplicated", "slow units that a second worker computes too")
         self._given_up = made.counter("units_failed", "units given up on")
         self._last: tuple[int, int, int, int] | None = None
+
+    def replied(self, unit: Unit, reply: Reply) -> None:
+        """An attempt has ended."""
+        _add(self._passes, reply.passes)
+        _add(self._failures, not reply.committed)
+
+    def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
+        """A unit is committed."""
+        _add(self._bytes, reply.size)
+        self._seconds.observe(reply.seconds)
+        self.found(unit)
+
+    def found(self, unit: Unit) -> None:
+        """A unit turned out to be committed already; what it took is not known."""
+        _add(self._units, 1)
+        _add(self._samples, unit.size)
 
     def lost(self, worker: str, reason: str) -> None:
         """A worker is gone."""

@@ -29,6 +29,9 @@ class Observer:
     def duplicated(self, unit: Unit, worker: str) -> None:
         """A slow unit was given to a second worker."""
 
+    def replied(self, unit: Unit, reply: Reply) -> None:
+        """A worker is done with an attempt at a unit; told of all, also where another worker has committed it."""
+
     def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
         """A unit is committed."""
 
@@ -80,6 +83,11 @@ class Observers(Observer):
         """A slow unit was given to a second worker."""
         for each in self._all:
             each.duplicated(unit, worker)
+
+    def replied(self, unit: Unit, reply: Reply) -> None:
+        """A worker is done with an attempt at a unit."""
+        for each in self._all:
+            each.replied(unit, reply)
 
     def committed(self, unit: Unit, reply: Reply, worker: str, attempt: int) -> None:
         """A unit is committed."""

@@ -12,7 +12,7 @@ from types import FrameType
 from raysense.engine.beat import Beat
 from raysense.engine.dispatch import Dispatcher
 from raysense.engine.events import event_log
-from raysense.engine.metrics import DriverMetrics
+from raysense.engine.metrics import ScanMetrics
 from raysense.engine.observers import Observer, Observers
 from raysense.engine.progress import Progress
 from raysense.engine.ray_crew import RayCrew
@@ -91,7 +91,7 @@ def run_scan(
         with Progress(total, before, quiet, scan.noun) as progress, cluster(options), _stop_signals() as stop:
             placement = place(options, len(left))
             store = begin()
-            watching: list[Observer] = [progress, Beat(progress, lock.publish), DriverMetrics(store.name, scan.kind)]
+            watching: list[Observer] = [progress, Beat(progress, lock.publish), ScanMetrics(store.name, scan.kind)]
             with event_log(options.log, store.location) as log:
                 watching += [log] if log is not None else []
                 dispatcher = Dispatcher(
@@ -106,7 +106,8 @@ def run_scan(
             interrupted = stop()
         if lock.lost:
             raise RaysenseError(
-                f"another driver took {directory.location} over, since this one did not beat for a minute"
+                f"{directory.location} is not this driver's any more: another one took it over, since this one did not "
+                "beat for a minute, or somebody removed it"
             )
         committed_now = len(store.committed())
         return Outcome(

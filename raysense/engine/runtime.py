@@ -8,8 +8,9 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import ray
@@ -23,6 +24,7 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # the smallest Ray takes: rows never travel th
 _BYTES_PER_CPU_WORKER = 2**30
 _MOST_REQUESTED = 1024
 _CONNECT_SECONDS = 5.0
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,35 @@ def cluster(options: RunOptions) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = _address(options)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    with _own_token() if address == "local" else nullcontext():
-        if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            check_reachable(options)
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise _no_cluster(address, error) from error
+    with _started() if _address(options) == "local" else _joined(options):
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    with _own_token():
+        ray.init(
+            address="local",
+            num_cpus=local_cpus(),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **_QUIET,
+        )
+        yield
+
+
+@contextmanager
+def _joined(options: RunOptions) -> Iterator[None]:
+    check_reachable(options)
+    address = _address(options)
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+    yield
 
 
 @contextmanager

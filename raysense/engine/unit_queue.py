@@ -14,10 +14,16 @@ class UnitQueue:
     A unit is open until it is done or given up on.
     """
 
-    def __init__(self, units: Iterable[Unit]) -> None:
-        self._waiting = deque(units)
-        self._open = {unit.id for unit in self._waiting}
+    def __init__(self) -> None:
+        self._waiting: deque[Unit] = deque()
+        self._open: set[str] = set()
         self._holders: dict[str, set[str]] = {}
+
+    def add(self, units: Iterable[Unit]) -> None:
+        """Units that are to be computed."""
+        for unit in units:
+            self._waiting.append(unit)
+            self._open.add(unit.id)
 
     @property
     def waiting(self) -> int:
