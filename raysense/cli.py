@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -208,23 +209,24 @@ def _finish(outcome: Outcome, out: str, quiet: bool) -> int:
     from raysense.scan_status import status
 
     left = outcome.units - outcome.committed - len(outcome.failed)
+    named = shlex.quote(out)
     if outcome.bad_items:
         click.echo(f"{outcome.bad_items} of {outcome.items} {outcome.noun} could not be computed", err=True)
         click.echo(bad_items_hint(out, status(out).errors_in), err=True)
     if outcome.failed:
         click.echo(
-            f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {out}` and {out}/failures",
+            f"{len(outcome.failed)} of {outcome.units} units failed; see `raysense status {named}` and {out}/failures",
             err=True,
         )
     if outcome.interrupted and left:
         click.echo(
-            f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {out}",
+            f"stopped: {outcome.committed} of {outcome.units} units are committed; finish with: raysense resume {named}",
             err=True,
         )
         return INTERRUPTED
     if outcome.complete and not quiet:
         click.echo(
-            f"{outcome.units} units are in {out}; next: raysense sql {out}   raysense report {out} -o report.html"
+            f"{outcome.units} units are in {out}; next: raysense sql {named}   raysense report {named} -o report.html"
         )
     return FAILED if not outcome.complete or (outcome.items and outcome.bad_items == outcome.items) else 0
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from raysense.errors import RaysenseError, UsageError
+from raysense.errors import RaysenseError, UsageError, first_line
 
 MISUSE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -39,6 +39,10 @@ class SentenceCommand(click.Command):
             if debug:
                 raise
             _fail(str(error), MISUSE if isinstance(error, UsageError) else FAILED)
+        except OSError as error:
+            if debug:
+                raise
+            _fail(f"{first_line(error)} (--debug shows where)", FAILED)
         except Exception as error:
             if debug:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def progress_callback(label: str, quiet: bool) -> Iterator[Callable[[int, int], 
 def bad_items_hint(directory: str, where: tuple[str, str] | None) -> str:
     """The command that shows why items could not be computed."""
     table, name = where or ("samples", "sample_id")
-    return f'why: raysense sql {directory} "SELECT {name}, error FROM {table} WHERE error IS NOT NULL"'
+    return f'why: raysense sql {shlex.quote(directory)} "SELECT {name}, error FROM {table} WHERE error IS NOT NULL"'
 
 
 def sentence(text: str) -> str:

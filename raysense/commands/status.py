@@ -15,6 +15,8 @@ from raysense.errors import UsageError
 if TYPE_CHECKING:
     from raysense.scan_status import Status
 
+_PAUSE_PER_LOOK = 9.0
+
 
 @click.command()
 @click.argument("directory")
@@ -80,6 +82,7 @@ def _watch(directory: str, interval: float) -> int:
     shown = ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
+            began = time.monotonic()
             now = status(directory)
             if not now.running:
                 break
@@ -88,7 +91,8 @@ def _watch(directory: str, interval: float) -> int:
             elif (line := _line(now)) != shown:
                 click.echo(line)
                 shown = line
-            time.sleep(interval)
+            # Of a scan of very many small files, each look lists them all: most of the time is left to others.
+            time.sleep(max(interval, _PAUSE_PER_LOOK * (time.monotonic() - began)))
     click.echo(describe(directory, now))
     return 0 if now.complete else FAILED
 

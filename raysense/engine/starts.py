@@ -8,6 +8,7 @@ _ALLOWED = 3
 _MANY, _MANY_SECONDS = 20, 300.0
 """Failed starts end a run whose other workers have yet to come, but not at once: a single machine may be to blame."""
 _LONGEST_PAUSE = 60.0
+_MOST_DOUBLINGS = 6
 
 
 class Starts:
@@ -51,5 +52,5 @@ class Starts:
             return missing
         if now < self._next:
             return 0
-        self._next = now + min(_LONGEST_PAUSE, 2.0**self._missed)
+        self._next = now + min(_LONGEST_PAUSE, 2.0 ** min(self._missed, _MOST_DOUBLINGS))
         return 1

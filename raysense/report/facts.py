@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def _unfinished(scan: ScanTables, planned: int, done: int, failed: int) -> str:
     return (
         f"This scan is unfinished: {done:,} of {planned:,} units are done, {failed:,} failed, "
         f"{planned - done - failed:,} are left. Everything below covers the units done. "
-        f"Finish it with: raysense resume {scan.store.location}"
+        f"Finish it with: raysense resume {shlex.quote(scan.store.location)}"
     )
 
 

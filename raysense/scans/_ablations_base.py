@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,9 @@ def prepare_ablations(spec: AblationsSpec) -> Prepared:
     fingerprint = base.check_model()
     classes = _classes(base, units)
     if not classes:
-        raise UsageError(f"of {spec.of!r} has no sample that could be scored; see `raysense status {spec.of}`")
+        raise UsageError(
+            f"of {spec.of!r} has no sample that could be scored; see `raysense status {shlex.quote(spec.of)}`"
+        )
     listing = pa.table(
         {
             "split": pa.array([entry.split for entry in classes], pa.string()),

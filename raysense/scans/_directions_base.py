@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +82,7 @@ def prepare_directions(spec: DirectionsSpec) -> Prepared:
     base.check_model()
     directions = base.directions(units)
     if not len(directions):
-        raise UsageError(f"of {spec.of!r} has no principal direction; see `raysense status {spec.of}`")
+        raise UsageError(f"of {spec.of!r} has no principal direction; see `raysense status {shlex.quote(spec.of)}`")
     prepared = prepare_samples(
         spec,
         lambda classes: _passes(spec, classes),

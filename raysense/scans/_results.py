@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,7 +62,9 @@ class ScanResults:
         units = self._snapshot.units
         if not units:
             location = self.store.location
-            raise UsageError(f"of {location!r} has no committed units yet; finish it with `raysense resume {location}`")
+            raise UsageError(
+                f"of {location!r} has no committed units yet; finish it with `raysense resume {shlex.quote(location)}`"
+            )
         return units
 
     def progress(self, units: Sequence[str]) -> dict[str, Any]:

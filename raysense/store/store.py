@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ class Store:
             if directory.exists(SCAN_FILE):
                 raise UsageError(
                     f"out {directory.location!r} already holds a scan; finish it with `raysense resume "
-                    f"{directory.location}`, or name another directory"
+                    f"{shlex.quote(directory.location)}`, or name another directory"
                 )
             # These are what a driver leaves that died while it was starting.
             leftovers = {LISTING_FILE, *LEFTOVERS}

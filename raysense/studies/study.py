@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -128,8 +129,8 @@ class Workspace:
         if not outcome.complete:
             failed = f"{outcome.units - outcome.committed} of {outcome.units} units of {directory} failed"
             if not outcome.committed:
-                raise RaysenseError(f"{failed}; see `raysense status {directory}`")
-            self.say(f"{failed} and are missing in what follows; see `raysense status {directory}`")
+                raise RaysenseError(f"{failed}; see `raysense status {shlex.quote(directory)}`")
+            self.say(f"{failed} and are missing in what follows; see `raysense status {shlex.quote(directory)}`")
             self.status = 1
             self.incomplete.add(directory)
         return directory
@@ -171,7 +172,7 @@ class Workspace:
         page = self.path("report.html")
         # The scans have just run whatever code their data references name.
         write_report(directories, page, run_code=True)
-        self.say(f"\nreport  {page}\nSQL     raysense sql {' '.join(directories)}")
+        self.say(f"\nreport  {page}\nSQL     raysense sql {shlex.join(directories)}")
         return self.status
 
 
