@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 _LONGEST = (
-    "test_cluster", "test_jobs", "test_influence_scan", "test_engine", "test_boundary_studies", "test_conditions",
-    "test_semantic_scan", "test_cli", "test_studies", "test_object_store", "test_significance_scan", "test_compaction",
-    "test_plan", "test_preemption", "test_ablations",
+    "test_cluster", "test_jobs", "test_engine", "test_influence_scan", "test_cli", "test_object_store", "test_conditions",
+    "test_significance_scan", "test_boundary_studies", "test_studies", "test_semantic_scan", "test_ablations", "test_plan",
+    "test_compaction", "test_preemption",
 )  # fmt: skip
 """Files that take longest. Where tests run in several processes, each file in one, these begin."""
 

@@ -13,6 +13,7 @@ from raysense.engine.crew import Event, Lost, Opened, Replied, Reply
 from raysense.engine.dispatch import Dispatcher
 from raysense.engine.observers import Observer
 from raysense.engine.pace import Pace
+from raysense.engine.starts import Starts
 from raysense.errors import ScanFailed
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans.base import Unit
@@ -275,3 +276,14 @@ def test_machines_that_are_lost_while_they_start_are_asked_for_slowly() -> None:
     assert not failed
     assert len(watching.done) == 10
     assert crew.clock > 1000
+
+
+def test_starts_are_tried_again_and_again_while_machines_are_lost() -> None:
+    """Once a minute in the end, for as long as it takes."""
+    starts, now, tried = Starts(), 0.0, 0
+    for _ in range(3000):
+        starts.failed(now, "its machine was taken away", blamed=False)
+        starts.check(now, 0, 0)
+        tried += starts.permitted(now, 5)
+        now += 61.0
+    assert tried == 5 + 5 + 2998, "two failures are no reason to wait"
