@@ -109,7 +109,7 @@ def status(out: str | os.PathLike[str]) -> Status:
         kind=document["kind"],
         units=int(document["units"]),
         committed=len(snapshot),
-        failed=tuple(store.failures(snapshot)),
+        failed=tuple(store.failures.given_up(snapshot)),
         samples=total,
         samples_done=round(len(snapshot) * unit_items) if done is None else done[0],
         rate=(len(times) - 1) * unit_items / seconds if seconds > 0 else None,

@@ -52,7 +52,7 @@ def test_machines_come_and_die(tmp_path: Path) -> None:
     assert round_["killed"] >= 1
     assert round_["before"] < 60
     squares(tmp_path / "1", 240)
-    assert Store.open(tmp_path / "1").attempts() == {}
+    assert Store.open(tmp_path / "1").failures.attempts() == {}
 
 
 @pytest.fixture(scope="class")

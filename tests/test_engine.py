@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,11 @@ from raysense.store.store import Store
 
 KIND = NumbersScan.kind
 TWO = {"workers": 2}
+
+
+def given_up(location: Path) -> list[dict[str, Any]]:
+    store = Store.open(location)
+    return store.failures.given_up(store.snapshot())
 
 
 def squares(location: Path | str, items: int) -> None:
@@ -70,7 +76,7 @@ class TestOneCluster:
         )
         assert outcome.failed == ("0000000012-0000000016",)
         assert (outcome.committed, outcome.complete, outcome.interrupted) == (19, False, False)
-        (record,) = Store.open(tmp_path / "s").failures()
+        (record,) = given_up(tmp_path / "s")
         assert [attempt["error"] for attempt in record["attempts"]] == ["ValueError: unit 3 always fails"] * 3
         assert "raise ValueError" in record["attempts"][0]["traceback"]
         assert rows(tmp_path / "s", "units", "unit")["0000000020-0000000024"]["attempt"] == 2
@@ -81,7 +87,7 @@ class TestOneCluster:
     def test_a_unit_that_kills_its_worker_takes_no_other_down(self, tmp_path: Path) -> None:
         outcome = raysense.scan(KIND, tmp_path / "s", run={**TWO, "max_losses": 3}, items=80, killing=(4,))
         assert outcome.failed == ("0000000016-0000000020",)
-        (record,) = Store.open(tmp_path / "s").failures()
+        (record,) = given_up(tmp_path / "s")
         assert [attempt["kind"] for attempt in record["attempts"]] == ["loss"] * 3
         assert set(rows(tmp_path / "s", "squares", "number")) == set(range(80)) - {16, 17, 18, 19}
 
@@ -89,7 +95,7 @@ class TestOneCluster:
         run = {**TWO, "unit_timeout": 4, "max_attempts": 1}
         outcome = raysense.scan(KIND, tmp_path / "s", run=run, items=40, hanging=(4,))
         assert outcome.failed == ("0000000016-0000000020",)
-        assert "hung" in Store.open(tmp_path / "s").failures()[0]["attempts"][0]["error"]
+        assert "hung" in given_up(tmp_path / "s")[0]["attempts"][0]["error"]
         assert outcome.committed == 9
 
     def test_a_failed_unit_is_tried_again_by_resume(self, tmp_path: Path) -> None:

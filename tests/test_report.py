@@ -116,7 +116,7 @@ def test_the_percentile_table_is_the_papers(tmp_path: Path) -> None:
 
 def test_an_unfinished_scan_says_so_first(tmp_path: Path) -> None:
     truth = write_scan(tmp_path / "run", commit=4)
-    truth.store.write_failure("u", [{"error": "Traceback\nValueError: bad"}])
+    truth.store.failures.write_failure("u", [{"error": "Traceback\nValueError: bad"}])
     write_report([tmp_path / "run"], tmp_path / "report.html", formats=())
     shown = Page(tmp_path / "report.html").shown
     assert "This scan is unfinished: 4 of 9 units are done, 1 failed, 4 are left" in shown

@@ -288,7 +288,7 @@ def test_names_in_a_store_cannot_leave_it(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="plain file name"):
             store.commit(unit, {"numbers": table}, {})
         with pytest.raises(ValueError, match="plain file name"):
-            store.write_failure(unit, [])
+            store.failures.write_failure(unit, [])
     assert not (tmp_path / "x").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"scan"}
 

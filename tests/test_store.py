@@ -114,26 +114,26 @@ def test_who_slept_before_the_commit_writes_again_what_was_removed(
 
 def test_failures_that_are_forgotten_while_they_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for unit in ("u1", "u2", "u3"):
-        store.write_attempts(unit, [{"attempt": 1, "error": unit}])
-        store.write_failure(unit, [{"attempt": 1, "error": unit}])
+        store.failures.write_attempts(unit, [{"attempt": 1, "error": unit}])
+        store.failures.write_failure(unit, [{"attempt": 1, "error": unit}])
     store.commit("u3", {"a": LISTING}, {})
     names = Directory.list
 
     def forgotten(self: Directory, folder: str) -> Iterator[Entry]:
         listed = list(names(self, folder))
         if folder == "failures":
-            store.clear_failure("u1")
+            store.failures.clear_failure("u1")
         return iter(listed)
 
     monkeypatch.setattr(Directory, "list", forgotten)
-    assert [record["unit"] for record in store.failures()] == ["u2"]
-    assert [record["unit"] for record in store.failures(store.snapshot())] == ["u2"]
-    assert list(store.attempts()) == ["u1", "u2", "u3"]
+    assert [record["unit"] for record in store.failures.given_up(store.snapshot())] == ["u2"]
+    assert list(store.failures.attempts()) == ["u1", "u2", "u3"]
 
 
 @pytest.mark.parametrize("content", ["{", "[3]", "7", '{"unit": "u2", "attempts": [{"error": ""}]}', "[" * 100_000])
 def test_records_that_are_none(store: Store, content: str) -> None:
-    for folder, read in {"failures": store.failures, "attempts": store.attempts}.items():
+    records, nothing = store.failures, store.snapshot()
+    for folder, read in {"failures": lambda: records.given_up(nothing), "attempts": records.attempts}.items():
         store.directory.write(f"{folder}/u1.json", content.encode())
         with pytest.raises(RaysenseError, match=r"u1\.json is .*; remove it"):
             read()

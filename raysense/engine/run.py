@@ -96,7 +96,7 @@ def run_scan(
                 watching += [log] if log is not None else []
                 dispatcher = Dispatcher(
                     RayCrew(store, placement),
-                    store,
+                    store.failures,
                     options,
                     compute_options(options, placement),
                     placement.workers,

@@ -18,7 +18,7 @@ _SPEC_ELSEWHERE = ("model", "data")
 def facts_section(database: ResultDatabase, scan: ScanTables) -> Section:
     """Facts of a scan, its failed samples and failed units by name; an unfinished scan says so first."""
     blocks: list[Block] = []
-    failures = scan.store.failures(database.committed(scan))
+    failures = scan.store.failures.given_up(database.committed(scan))
     done = len(database.committed(scan))
     planned: int | None = scan.document.get("units")
     if planned is not None and is_unfinished(database, scan):

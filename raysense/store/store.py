@@ -8,8 +8,7 @@ Layout::
     commits/<unit>~<token>.json             published last: the unit exists for readers only when this file does
     manifests/<number>~<token>.arrow        which units a compaction has gathered in which parts; the highest counts
     compacted/<table>/...                   the parts: `raysense.store.compaction`
-    attempts/<unit>.json                    the errors of a unit so far
-    failures/<unit>.json                    a unit given up on
+    attempts/, failures/                    what went wrong with units: `raysense.store.failures`
 
 Attempts of one unit may overlap, so each writes files of its own, told apart by their token; of several commits of a unit
 readers take the first, or what a manifest says. Format 1, which is still read, had no tokens and no manifests.
@@ -29,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.errors import RaysenseError, UsageError, first_line
+from raysense.store.failures import FailureRecords
 from raysense.store.files import TEMPORARY_SUFFIX, Directory
 from raysense.store.lock import LEFTOVERS
 from raysense.store.manifests import Manifest, read_manifest, whole
@@ -62,6 +62,7 @@ class Store:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        self.failures = FailureRecords(directory)
         self._document: dict[str, Any] | None = None
         self._manifest = Manifest.empty()
         self._attempted: set[tuple[str, str]] = set()
@@ -301,82 +302,6 @@ class Store:
         if not isinstance(record, dict):
             raise RaysenseError(f"{self.location}/{file} is no commit of a unit; remove it")
         return record
-
-    # -- failures ------------------------------------------------------------------------------------------------------
-
-    def write_attempts(self, unit: str, attempts: list[dict[str, Any]]) -> None:
-        """Record the charged attempts of a unit so far."""
-        check_unit(unit)
-        self.directory.write_json(f"attempts/{unit}.json", attempts)
-
-    def attempts(self) -> dict[str, list[dict[str, Any]]]:
-        """Charged attempts of every unit that had any, read by several threads.
-
-        Raises:
-            RaysenseError: a record is damaged.
-        """
-        names = [entry.name for entry in self.directory.list("attempts") if entry.name.endswith(".json")]
-        found = self._read_all([f"attempts/{name}" for name in names])
-        for name, attempts in zip(names, found, strict=True):
-            if attempts is not None and not _are_attempts(attempts):
-                raise RaysenseError(f"{self.location}/attempts/{name} is no list of attempts; remove it")
-        return {name.removesuffix(".json"): each for name, each in zip(names, found, strict=True) if each is not None}
-
-    def write_failure(self, unit: str, attempts: list[dict[str, Any]]) -> None:
-        """Record that a unit is given up on, with all its attempts and their tracebacks."""
-        check_unit(unit)
-        self.directory.write_json(f"failures/{unit}.json", {"unit": unit, "attempts": attempts})
-
-    def clear_failure(self, unit: str) -> None:
-        """Forget a failure (the unit is tried again or done)."""
-        check_unit(unit)
-        self.directory.delete(f"failures/{unit}.json")
-
-    def failures(self, snapshot: Snapshot | None = None) -> list[dict[str, Any]]:
-        """Failure records of units that are not committed, read by several threads.
-
-        Args:
-            snapshot: What is committed; None takes a new one.
-
-        Raises:
-            RaysenseError: a record is damaged.
-        """
-        units = [entry.name[:-5] for entry in self.directory.list("failures") if entry.name.endswith(".json")]
-        if not units:
-            return []
-        committed = snapshot or self.snapshot()
-        places = committed.manifest.places(units)
-        left = [unit for unit, place in zip(units, places, strict=True) if place < 0 and unit not in committed.loose]
-        found = self._read_all([f"failures/{unit}.json" for unit in left])
-        for unit, record in zip(left, found, strict=True):
-            if record is not None and not (
-                isinstance(record, dict)
-                and record.get("unit") == unit
-                and record.get("attempts")
-                and _are_attempts(record["attempts"])
-            ):
-                raise RaysenseError(f"{self.location}/failures/{unit}.json is no record of a failure; remove it")
-        return [record for record in found if record is not None]
-
-    def _read_all(self, files: list[str]) -> list[Any]:
-        """JSON documents; None for those that were removed meanwhile."""
-
-        def read(file: str) -> Any:
-            try:
-                return self.directory.read_json(file)
-            except FileNotFoundError:
-                return None
-            except ValueError as error:
-                raise RaysenseError(f"{self.location}/{file} is damaged ({first_line(error)}); remove it") from error
-
-        with ThreadPoolExecutor(threads_for(self.directory), "raysense-records") as pool:
-            return list(for_each(self.directory, pool, read, files))
-
-
-def _are_attempts(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(attempt, dict) and isinstance(attempt.get("error"), str) for attempt in value
-    )
 
 
 def encode_schemas(schemas: Mapping[str, pa.Schema]) -> dict[str, str]:

@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] = ()) -> list[Verdict]:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds of each comparison")
     parser.add_argument("--units", type=int, default=400, help="units of 20 ms")
     parser.add_argument("--empty-units", type=int, default=2000, help="units that compute nothing")
-    parser.add_argument("--images", type=int, default=800, help="images of the scan on one and on two workers")
+    parser.add_argument("--images", type=int, default=2400, help="images of the scan on one and on two workers")
     parser.add_argument("--folder", help="where to write; on a file system in memory no disk is waited for")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
