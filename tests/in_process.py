@@ -11,6 +11,7 @@ from raysense.engine.observers import Observer
 from raysense.engine.worker import Worker
 from raysense.options import ComputeOptions, RunOptions
 from raysense.scans import Prepared, Scan, Unit, get_scan
+from raysense.store.failures import FailureRecords
 from raysense.store.store import Store
 from raysense.validation import validated
 
@@ -37,10 +38,16 @@ class Here:
     """In place of the dispatcher: computes units here; workers would take longer to start than these scans take."""
 
     def __init__(
-        self, crew: object, store: Store, options: RunOptions, compute: ComputeOptions, workers: int, observer: Observer
+        self,
+        crew: object,
+        journal: FailureRecords,
+        options: RunOptions,
+        compute: ComputeOptions,
+        workers: int,
+        observer: Observer,
     ) -> None:
         self._worker = Worker("here")
-        assert self._worker.open(store.location, compute.model_copy(update={"threads": 1})) == ""
+        assert self._worker.open(journal.directory.location, compute.model_copy(update={"threads": 1})) == ""
 
     def run(self, units: Sequence[Unit], stop: Callable[[], bool]) -> list[str]:
         assert all(self._worker.compute(unit, 1).committed for unit in units)

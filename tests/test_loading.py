@@ -172,8 +172,9 @@ class TestBatches:
     def test_the_gauge_sees_what_a_batch_takes(self) -> None:
         gauge = memory_gauge("cpu", None)
         before = gauge()
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - psutil.Process().memory_info().rss
-        np.ones((usage + 2**28) // 8)  # beyond what earlier tests have taken
+        peak, taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, []
+        while psutil.Process().memory_info().rss < peak + 2**26:  # beyond what earlier tests have taken
+            taken.append(np.ones(2**23))
         assert gauge() > before
         assert memory_gauge("cpu", 1)() <= gauge()
 

@@ -21,17 +21,17 @@ from raysense.store.snapshot import Snapshot
 class FailureRecords:
     """The failed attempts of a scan: a `raysense.engine.ledger.Journal`.
 
-    Args:
+    Attributes:
         directory: The scan directory.
     """
 
     def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def write_attempts(self, unit: str, attempts: list[dict[str, Any]]) -> None:
         """Record the charged attempts of a unit so far."""
         check_unit(unit)
-        self._directory.write_json(f"attempts/{unit}.json", attempts)
+        self.directory.write_json(f"attempts/{unit}.json", attempts)
 
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
         """Charged attempts of every unit that had any, read by several threads.
@@ -39,22 +39,22 @@ class FailureRecords:
         Raises:
             RaysenseError: a record is damaged.
         """
-        names = [entry.name for entry in self._directory.list("attempts") if entry.name.endswith(".json")]
+        names = [entry.name for entry in self.directory.list("attempts") if entry.name.endswith(".json")]
         found = self._read_all([f"attempts/{name}" for name in names])
         for name, attempts in zip(names, found, strict=True):
             if attempts is not None and not _are_attempts(attempts):
-                raise RaysenseError(f"{self._directory.location}/attempts/{name} is no list of attempts; remove it")
+                raise RaysenseError(f"{self.directory.location}/attempts/{name} is no list of attempts; remove it")
         return {name.removesuffix(".json"): each for name, each in zip(names, found, strict=True) if each is not None}
 
     def write_failure(self, unit: str, attempts: list[dict[str, Any]]) -> None:
         """Record that a unit is given up on, with all its attempts and their tracebacks."""
         check_unit(unit)
-        self._directory.write_json(f"failures/{unit}.json", {"unit": unit, "attempts": attempts})
+        self.directory.write_json(f"failures/{unit}.json", {"unit": unit, "attempts": attempts})
 
     def clear_failure(self, unit: str) -> None:
         """Forget a failure (the unit is tried again or done)."""
         check_unit(unit)
-        self._directory.delete(f"failures/{unit}.json")
+        self.directory.delete(f"failures/{unit}.json")
 
     def given_up(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """Failure records of units that are not committed, read by several threads.
@@ -65,7 +65,7 @@ class FailureRecords:
         Raises:
             RaysenseError: a record is damaged.
         """
-        units = [entry.name[:-5] for entry in self._directory.list("failures") if entry.name.endswith(".json")]
+        units = [entry.name[:-5] for entry in self.directory.list("failures") if entry.name.endswith(".json")]
         if not units:
             return []
         places = snapshot.manifest.places(units)
@@ -79,7 +79,7 @@ class FailureRecords:
                 and _are_attempts(record["attempts"])
             ):
                 raise RaysenseError(
-                    f"{self._directory.location}/failures/{unit}.json is no record of a failure; remove it"
+                    f"{self.directory.location}/failures/{unit}.json is no record of a failure; remove it"
                 )
         return [record for record in found if record is not None]
 
@@ -88,16 +88,16 @@ class FailureRecords:
 
         def read(file: str) -> Any:
             try:
-                return self._directory.read_json(file)
+                return self.directory.read_json(file)
             except FileNotFoundError:
                 return None
             except ValueError as error:
                 raise RaysenseError(
-                    f"{self._directory.location}/{file} is damaged ({first_line(error)}); remove it"
+                    f"{self.directory.location}/{file} is damaged ({first_line(error)}); remove it"
                 ) from error
 
-        with ThreadPoolExecutor(threads_for(self._directory), "raysense-records") as pool:
-            return list(for_each(self._directory, pool, read, files))
+        with ThreadPoolExecutor(threads_for(self.directory), "raysense-records") as pool:
+            return list(for_each(self.directory, pool, read, files))
 
 
 def _are_attempts(value: object) -> bool:
