@@ -18,8 +18,7 @@ class WorkerActor(Worker):
 
     def begin(self, location: str, options: ComputeOptions) -> tuple[str, str]:
         """Open the scan; returns the id of this machine, and "" or why that cannot be done."""
-        problem = self.open(location, options)
-        return ray.get_runtime_context().get_node_id(), problem
+        return ray.get_runtime_context().get_node_id(), self.open(location, options)
 
     def attempt(self, unit: Unit, attempt: int, upcoming: Unit | None) -> Reply:
         """Compute and commit one unit."""

@@ -33,7 +33,6 @@ class Worker:
         """A worker of a name, whose commits carry the token; None takes a new token for each."""
         self.name = name
         self.store: Store
-        self.scan: Scan
         self._token = token
         self._computer: Computer
 
@@ -41,8 +40,8 @@ class Worker:
         """Load the model and the listing; returns "" or why that cannot be done."""
         try:
             self.store = Store.open(location)
-            self.scan, prepared = bind_scan(self.store)
-            self._computer = self.scan.open(prepared, options)
+            scan, prepared = bind_scan(self.store)
+            self._computer = scan.open(prepared, options)
         except UsageError as error:
             return str(error)
         return ""

@@ -128,8 +128,8 @@ class _Cleaner:
         for table in self._tables:
             entries = list(units_in(self._directory, f"{TABLES}/{table}"))
             known, gone = self._states(entries)
-            doomed = [table_file(table, *entries[index][:2]) for index in np.flatnonzero(gone)]
-            self._remove(doomed, f"{TABLES}/{table}")
+            files = (table_file(table, *entries[index][:2]) for index in np.flatnonzero(gone))
+            self._remove(files, f"{TABLES}/{table}")
             self.superseded += int((known & ~gone).sum())
             for index in np.flatnonzero(~known):
                 unit, token, entry = entries[index]
@@ -138,7 +138,7 @@ class _Cleaner:
         # Commits after tables, so that no file is taken for litter whose commit was just about to come.
         entries = list(units_in(self._directory, COMMITS))
         known, gone = self._states(entries)
-        self._remove([commit_file(*entries[index][:2]) for index in np.flatnonzero(gone)], COMMITS)
+        self._remove((commit_file(*entries[index][:2]) for index in np.flatnonzero(gone)), COMMITS)
         self.superseded += int((known & ~gone).sum())
         if litter and running(self._directory, self._now) is None:
             committed = {(unit, token) for unit, token, _ in entries}
